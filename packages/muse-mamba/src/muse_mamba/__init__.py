@@ -1,0 +1,5 @@
+"""Masked-token text-to-image generation with Mamba."""
+
+from importlib.metadata import version
+
+__version__ = version("muse-mamba")

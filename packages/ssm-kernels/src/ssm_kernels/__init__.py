@@ -1,0 +1,37 @@
+"""State-space and window-attention operators for vision, in PyTorch and Triton."""
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .ops.depthwise_conv1d import depthwise_conv1d
+    from .ops.selective_scan import selective_scan
+    from .ops.selective_scan_2d import cross_merge, cross_scan, selective_scan_2d
+    from .ops.selective_scan_bidirectional import selective_scan_bidirectional
+    from .ops.window_attention import window_attention
+
+__all__ = [
+    "__version__",
+    "cross_merge",
+    "cross_scan",
+    "depthwise_conv1d",
+    "selective_scan",
+    "selective_scan_2d",
+    "selective_scan_bidirectional",
+    "window_attention",
+]
+
+_HOME = {"cross_scan": "selective_scan_2d", "cross_merge": "selective_scan_2d"}  # operators that share a folder
+
+
+def __getattr__(name: str) -> Any:
+    """Import an operator when it is first used: `import ssm_kernels` alone does not import torch."""
+    if name == "__version__":
+        return version("ssm-kernels")
+    if name in __all__:
+        from importlib import import_module
+
+        value = getattr(import_module(f"{__name__}.ops.{_HOME.get(name, name)}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""The operators, one folder each: api -> autograd -> schema -> {reference, torch_impl, kernels}."""
