@@ -6,6 +6,8 @@ import os
 HAS_GPU = bool(glob.glob("/dev/nvidia[0-9]*"))
 if not HAS_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported, so before any test module
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many workers as cores: more threads only get in each other's way
 
 import pytest  # noqa: E402
 
