@@ -1,0 +1,282 @@
+"""The parts a network is composed of. B batch, H height, W width, C channels; tokens are (B, H, W, C) everywhere.
+
+Convolutions see the same memory as a channels-last image, so nothing is transposed between a scan and a convolution.
+"""
+
+from collections import OrderedDict
+
+import torch
+from ssm_kernels.nn.ss2d import SS2D
+from ssm_kernels.nn.window import OverlappingWindowAttention, WindowAttention
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import ModelConfig
+
+COORDINATE_RANGE = 8.0  # of the generated position bias, before the logarithm
+
+
+class Conv(nn.Conv2d):
+    """3 x 3 convolution with bias and zero padding on tokens: (B, H, W, in) -> (B, H, W, out)."""
+
+    def __init__(self, inputs: int, outputs: int, *, depthwise: bool = False) -> None:
+        super().__init__(inputs, outputs, 3, padding=1, groups=inputs if depthwise else 1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve; the permutations only relabel axes."""
+        return super().forward(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, Linear."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dim, hidden)
+        self.reduce = nn.Linear(hidden, dim)
+        init_linear(self.expand, self.reduce)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        return self.reduce(F.gelu(self.expand(x)))
+
+
+class DepthwiseMlp(nn.Module):
+    """`Mlp` whose hidden layer looks at its neighbours through a residual depthwise convolution."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dim, hidden)
+        self.depthwise = Conv(hidden, hidden, depthwise=True)
+        self.reduce = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        x = self.expand(x)
+        return self.reduce(F.gelu(x + self.depthwise(x)))
+
+
+class GatedConvMlp(nn.Module):
+    """GCFFN: one half of the hidden layer, convolved and activated, gates the other half."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dim, 2 * hidden)
+        self.depthwise = Conv(hidden, hidden, depthwise=True)
+        self.reduce = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        value, gate = self.expand(x).chunk(2, -1)
+        return self.reduce(F.gelu(self.depthwise(gate)) * value)
+
+
+class SpatialGateMlp(nn.Module):
+    """After the activation, one half of the hidden layer is normalised, convolved and multiplied onto the other."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dim, hidden)
+        self.norm = nn.LayerNorm(hidden // 2)
+        self.depthwise = Conv(hidden // 2, hidden // 2, depthwise=True)
+        self.reduce = nn.Linear(hidden // 2, dim)
+        init_linear(self.expand, self.reduce)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        value, gate = F.gelu(self.expand(x)).chunk(2, -1)
+        return self.reduce(value * self.depthwise(self.norm(gate)))
+
+
+FEED_FORWARD = {"mlp": Mlp, "dwconv": DepthwiseMlp, "gated-conv": GatedConvMlp, "spatial-gate": SpatialGateMlp}
+
+
+class ChannelAttention(nn.Module):
+    """CAB of HAT: two convolutions, then every channel weighted by what the image's channel means say."""
+
+    def __init__(self, dim: int, compressed: int, squeezed: int) -> None:
+        super().__init__()
+        self.compress = Conv(dim, compressed)
+        self.restore = Conv(compressed, dim)
+        self.squeeze = nn.Linear(dim, squeezed)
+        self.excite = nn.Linear(squeezed, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        x = self.restore(F.gelu(self.compress(x)))
+        weight = torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((1, 2), keepdim=True)))))
+        return x * weight
+
+
+class DynamicPositionBias(nn.Module):
+    """A small network that maps the offset of a key from a query to one bias per head.
+
+    Args:
+        dim: C; the hidden width is C // 4.
+        heads: Attention heads.
+        window: Side M of the query window.
+        key_window: Side of the key window.
+        rotated: Use the offsets that the published code feeds: rotated by (key_window - 2) * (M + key_window).
+    """
+
+    coordinates: Tensor
+
+    def __init__(self, dim: int, heads: int, window: int, key_window: int, rotated: bool) -> None:
+        super().__init__()
+        hidden = max(1, dim // 4)
+        self.embed = nn.Linear(2, hidden)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, width))
+            for width in (hidden, hidden, heads)
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                init_linear(module)
+        coordinates = offset_coordinates(window, key_window).flatten(0, 1)
+        if rotated:
+            coordinates = coordinates.roll(overlap_index_rotation(window, key_window), 0)
+        self.register_buffer("coordinates", coordinates, persistent=False)
+
+    def forward(self) -> Tensor:
+        """Return the table, ((M + key_window - 1)^2, heads), rows by true offset."""
+        bias = self.embed(self.coordinates)
+        for layer in self.layers:
+            bias = layer(bias)
+        return bias
+
+
+class Block(nn.Module):
+    """x + mixer(n) [+ 0.01 * CAB(n)] with n = norm(x), then x + feed-forward(norm(x)).
+
+    Args:
+        config: Of the network.
+        index: Position in the group; odd blocks of window attention are shifted by half a window.
+    """
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        dim = config.dim
+        self.norm1 = nn.LayerNorm(dim)
+        if config.mixer == "ss2d":
+            self.mixer = SS2D(dim, config.d_state, config.ssm_ratio)
+            init_linear(self.mixer.in_proj, self.mixer.out_proj)
+        else:
+            shift = config.window // 2 if index % 2 else 0
+            bias = config.position == "table"
+            self.mixer = WindowAttention(dim, config.heads, config.window, shift=shift, position_bias=bias)
+        self.channel_attention = None
+        if config.channel_attention:
+            self.channel_attention = ChannelAttention(dim, dim // config.compress_ratio, dim // config.squeeze_factor)
+        self.channel_attention_scale = config.channel_attention_scale
+        self.norm2 = nn.LayerNorm(dim)
+        self.ffn = FEED_FORWARD[config.ffn](dim, config.hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        n = self.norm1(x)
+        mixed = x + self.mixer(n)
+        if self.channel_attention is not None:
+            mixed = mixed + self.channel_attention_scale * self.channel_attention(n)
+        return mixed + self.ffn(self.norm2(mixed))
+
+
+class OverlapBlock(nn.Module):
+    """OCAB: queries of a window attend to a larger window around it; then the feed-forward part."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.dim)
+        self.attention = OverlappingWindowAttention(
+            config.dim,
+            config.heads,
+            config.window,
+            overlap_ratio=config.overlap_ratio,
+            position_bias=config.position == "table",
+        )
+        self.position = None
+        if config.position == "dynamic":
+            self.position = DynamicPositionBias(
+                config.dim, config.heads, config.window, config.key_window, config.rotated_overlap_index
+            )
+        self.norm2 = nn.LayerNorm(config.dim)
+        self.ffn = FEED_FORWARD[config.ffn](config.dim, config.hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C); H and W multiples of the window."""
+        table = None if self.position is None else self.position()
+        x = x + self.attention(self.norm1(x), table)
+        return x + self.ffn(self.norm2(x))
+
+
+class Group(nn.Module):
+    """Blocks, the overlapping attention, a convolution, and a skip around all of it."""
+
+    def __init__(self, config: ModelConfig, depth: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(depth))
+        self.overlap = OverlapBlock(config) if config.overlap_attention else None
+        self.conv = Conv(config.dim, config.dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        inner = x
+        for block in self.blocks:
+            inner = block(inner)
+        if self.overlap is not None:
+            inner = self.overlap(inner)
+        return self.conv(inner) + x
+
+
+class PixelShuffle(nn.Module):
+    """Move blocks of s * s channels into space: (B, H, W, C * s * s) -> (B, s * H, s * W, C)."""
+
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Channel order as `torch.nn.PixelShuffle`: colour, then row, then column."""
+        return F.pixel_shuffle(x.permute(0, 3, 1, 2), self.scale).permute(0, 2, 3, 1)
+
+
+def make_upsampler(config: ModelConfig) -> nn.Sequential:
+    """Build what turns (B, H, W, C) into (B, s * H, s * W, 3)."""
+    scale, width = config.scale, config.upsampler_dim
+    if config.upsampler == "direct":
+        parts = [("conv", Conv(config.dim, 3 * scale * scale)), ("shuffle", PixelShuffle(scale))]
+        return nn.Sequential(OrderedDict[str, nn.Module](parts))
+    parts: list[tuple[str, nn.Module]] = [("conv", Conv(config.dim, width)), ("activation", nn.LeakyReLU(0.01))]
+    for i, step in enumerate([3] if scale == 3 else [2] * (scale.bit_length() - 1)):
+        parts += [(f"conv{i}", Conv(width, width * step * step)), (f"shuffle{i}", PixelShuffle(step))]
+    parts.append(("to_rgb", Conv(width, 3)))
+    return nn.Sequential(OrderedDict(parts))
+
+
+def init_linear(*layers: nn.Linear) -> None:
+    """Fill weights with normal numbers of deviation 0.02 cut at +-2, and biases with zero."""
+    for layer in layers:
+        nn.init.trunc_normal_(layer.weight, std=0.02)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def offset_coordinates(window: int, key_window: int) -> Tensor:
+    """Return the (row, column) offset of every key from every query on a signed log scale.
+
+    Returns:
+        (M + key_window - 1, M + key_window - 1, 2) float32: offset / largest offset * 8, then sign * log2(|v| + 1) / 3.
+    """
+    reach = (window + key_window - 2) // 2
+    axis = torch.arange(-reach, window + key_window - 1 - reach, dtype=torch.float32)
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1)
+    grid = grid / max(reach, 1) * COORDINATE_RANGE
+    return grid.sign() * torch.log2(grid.abs() + 1.0) / torch.log2(torch.tensor(COORDINATE_RANGE))
+
+
+def overlap_index_rotation(window: int, key_window: int) -> int:
+    """Return by how many rows the published code's index of the bias table is behind the true one (880 for 16, 24).
+
+    It adds M - key_window + 1 to row and column offsets where M - 1 would start at zero, and lets negative indices
+    wrap around: published index = (true index - rotation) mod table size.
+    """
+    return (key_window - 2) * (window + key_window)

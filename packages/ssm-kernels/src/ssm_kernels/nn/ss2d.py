@@ -1,0 +1,124 @@
+"""SS2D, the two-dimensional state-space mixer of VMamba and Contrast, with its published parameter names and shapes.
+
+B batch, H height, W width, C model width, E inner width, R rank of dt, N state, K = 4 directions.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops.dispatch import Impl
+from ..ops.selective_scan_2d import DIRECTIONS, selective_scan_2d
+
+K = len(DIRECTIONS)
+STEP_RANGE = 1e-3, 1e-1  # of softplus(dt_bias) at the start, Mamba's choice
+SMALLEST_STEP = 1e-4
+
+
+class SS2D(nn.Module):
+    """Mix the pixels of a feature map by a selective scan along rows and columns, forwards and backwards.
+
+    in_proj, 3x3 depthwise convolution, activation, selective scan in 4 directions, LayerNorm, out_proj; no gate. The
+    state dict is that of VMamba's SS2D with forward type "v05_noz": in_proj.weight (E, C), conv2d.weight (E, 1, 3, 3)
+    and conv2d.bias (E,), x_proj_weight (4, R + 2 N, E), dt_projs_weight (4, E, R), dt_projs_bias (4, E), A_logs
+    (4 E, N), Ds (4 E,), out_norm.weight and .bias (E,), out_proj.weight (C, E). The direction axis is in the order
+    row, column, row_reversed, column_reversed.
+
+    Args:
+        d_model: C, channels in and out.
+        d_state: N, states for each channel and direction.
+        ssm_ratio: E / C; E is rounded down.
+        dt_rank: R. ceil(d_model / 16) if None.
+        conv_bias: Whether the depthwise convolution has a bias.
+        activation: After the convolution: "gelu" (the exact one) or "silu".
+        init: "v2" starts with A = -1, D = 1 and dt weights and biases in [0, 0.1); "v0" is Mamba's: A = -1 .. -N,
+            D = 1 and softplus(dt_bias) log-uniform in [0.001, 0.1].
+        impl: Passed on to `selective_scan_2d`.
+
+    Raises:
+        ValueError: A size is below 1, or `activation` or `init` is unknown.
+
+    Cost: with E = C and N = 1, 2 C^2 + C (8 R + 32) parameters.
+    Source: Liu et al. 2024 (VMamba), arXiv:2401.10166, section 4; Contrast, arXiv:2501.13353.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 1,
+        ssm_ratio: float = 1.0,
+        dt_rank: int | None = None,
+        *,
+        conv_bias: bool = True,
+        activation: Literal["gelu", "silu"] = "gelu",
+        init: Literal["v2", "v0"] = "v2",
+        impl: Impl = "auto",
+    ) -> None:
+        super().__init__()
+        inner = int(ssm_ratio * d_model)
+        rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
+        sizes = {"d_model": d_model, "d_state": d_state, "ssm_ratio * d_model": inner, "dt_rank": rank}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"SS2D: {name} must be at least 1, got {size}; the usual d_state and ssm_ratio are 1")
+        for name, value, known in (("activation", activation, ("gelu", "silu")), ("init", init, ("v2", "v0"))):
+            if value not in known:
+                raise ValueError(f"SS2D: {name} must be one of {', '.join(known)}, got {value!r}; see the docstring")
+        self.d_state, self.dt_rank = d_state, rank
+        self.impl: Impl = impl
+        self.activation, self.init = activation, init
+        self.in_proj = nn.Linear(d_model, inner, bias=False)
+        self.conv2d = nn.Conv2d(inner, inner, 3, padding=1, groups=inner, bias=conv_bias)
+        self.x_proj_weight = nn.Parameter(torch.empty(K, rank + 2 * d_state, inner))
+        self.dt_projs_weight = nn.Parameter(torch.empty(K, inner, rank))
+        self.dt_projs_bias = nn.Parameter(torch.empty(K, inner))
+        self.A_logs = nn.Parameter(torch.empty(K * inner, d_state))
+        self.Ds = nn.Parameter(torch.empty(K * inner))
+        self.out_norm = nn.LayerNorm(inner)
+        self.out_proj = nn.Linear(inner, d_model, bias=False)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw every parameter anew, as `init` says."""
+        for layer in (self.in_proj, self.conv2d, self.out_norm, self.out_proj):
+            layer.reset_parameters()
+        bound = self.x_proj_weight.shape[-1] ** -0.5  # nn.Linear's
+        self.x_proj_weight.uniform_(-bound, bound)
+        self.Ds.fill_(1)
+        if self.init == "v2":
+            self.A_logs.zero_()
+            self.dt_projs_weight.uniform_(0, 0.1)
+            self.dt_projs_bias.uniform_(0, 0.1)
+            return
+        self.A_logs.copy_(torch.arange(1, self.d_state + 1).log().expand_as(self.A_logs))
+        self.dt_projs_weight.uniform_(-(self.dt_rank**-0.5), self.dt_rank**-0.5)
+        low, high = (math.log(step) for step in STEP_RANGE)
+        step = torch.empty_like(self.dt_projs_bias).uniform_(low, high).exp_().clamp_(min=SMALLEST_STEP)
+        self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse of softplus
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, H, W, C) to (B, H, W, C), in the dtype of `x` or of autocast."""
+        u = self.in_proj(x)
+        u = self.conv2d(u.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # a channels_last view: no copy
+        u = F.gelu(u) if self.activation == "gelu" else F.silu(u)
+        batch, height, width, inner = u.shape
+        projected = F.linear(u, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (K, -1))
+        low_rank, B, C = projected.split((self.dt_rank, self.d_state, self.d_state), dim=-1)
+        low_rank = low_rank.flatten(0, 2).transpose(0, 1)  # (K, B * H * W, R)
+        dt = torch.bmm(low_rank, self.dt_projs_weight.transpose(1, 2))
+        dt = dt.unflatten(1, (batch, height, width)).permute(1, 2, 3, 0, 4)  # each direction stays contiguous
+        wide = torch.promote_types(self.A_logs.dtype, torch.float32)
+        A = -torch.exp(self.A_logs.to(wide)).unflatten(0, (K, inner))
+        D = self.Ds.unflatten(0, (K, inner))
+        y = selective_scan_2d(u, dt, A, B, C, D, self.dt_projs_bias, impl=self.impl)
+        return self.out_proj(self.out_norm(y))
+
+    def extra_repr(self) -> str:
+        """Name what the sub-modules do not show."""
+        return f"d_state={self.d_state}, dt_rank={self.dt_rank}, activation={self.activation!r}, impl={self.impl!r}"

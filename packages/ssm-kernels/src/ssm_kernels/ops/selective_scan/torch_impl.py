@@ -1,0 +1,142 @@
+"""The selective scan vectorised in PyTorch: all chunks of a segment are walked in parallel.
+
+Per segment every chunk runs from a zero state (local pass), the states at the chunk borders follow one from another
+(carry pass), and every chunk runs again from its true state and gives its outputs. The backward recomputes the states
+of a segment from the saved chunk borders and runs the adjoint the same way from the other end. Decays are only ever
+multiplied, never divided by, so that a decay of 0 is as good as any other. See docs/selective_scan.md.
+
+Memory: besides inputs, outputs and saved states, a few buffers of at most T * TILE numbers (17 MB each in float32),
+whatever L is.
+
+Letters: B batch, L length, D channels, N state, G groups; lower case b, g, d for a slab's part of them; T steps of a
+chunk, k chunks of a segment. Buffers have the layout (T, b, k, g, N, d): contiguous for one position of all chunks.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .torch_impl_backward import Gradients, backward_segment
+from .torch_impl_run import Problem, Run, carry
+
+
+def forward(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    dt_softplus: bool,
+    reverse: bool,
+    *,
+    save_states: bool,
+    chunk: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y, the final state and the states before every chunk (rows, D, N); no rows unless `save_states`.
+
+    Rows of the saved states: B * ceil(L / chunk), for packed input L // chunk + S of which the last may be unused.
+    """
+    p = Problem.of(x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, dt_softplus, reverse, chunk)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    final = p.initial.clone()
+    saved = final.new_zeros(p.saved_rows() if save_states else 0, *A.shape[-2:])
+    for slab in p.slabs():
+        initial, last = p.states(slab, p.initial), p.states(slab, final)
+        state = initial if p.bounds is None else torch.zeros_like(initial[:1])
+        for segment in p.in_order(p.segments(slab)):
+            run = Run(p, slab, segment)
+            decays = run.buffer(segment.steps if segment.chunks > 1 else 1)
+            starts = (
+                state[:, None] if segment.chunks == 1 else carry(*_local(run, decays, initial), state, run.chunk_order)
+            )
+            if save_states:
+                p.chunk_states(saved, slab, segment).copy_(starts)
+            y_raw, state = _outputs(run, decays, starts, initial, last)
+            if run.skip is not None:
+                y_raw.addcmul_(run.x, run.skip)
+            if z is not None:
+                y_raw.mul_(F.silu(run.load(slab.sequence(z))))
+            run.unpack(slab.sequence(y)).copy_(y_raw)
+        if p.bounds is None:
+            last.copy_(state)
+    return y, final, saved
+
+
+def backward(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    dt_softplus: bool,
+    reverse: bool,
+    chunk_states: Tensor,
+    grad_y: Tensor,
+    grad_final: Tensor | None,
+    *,
+    chunk: int,
+) -> tuple[Tensor, ...]:
+    """Return the gradients of the nine floating arguments in their order, empty tensors for those that are None."""
+    inputs = (x, dt, A, B, C, D, z, dt_bias, initial_state)
+    if chunk_states.shape[0] == 0:  # the forward was told that nobody would ask
+        chunk_states = forward(*inputs, cu_seqlens, dt_softplus, reverse, save_states=True, chunk=chunk)[2]
+    p = Problem.of(*inputs, cu_seqlens, dt_softplus, reverse, chunk)
+    grads = Gradients.zeros(p)
+    for slab in p.slabs():
+        initial, into = p.states(slab, p.initial), p.states(slab, grads.initial)
+        if grad_final is None:
+            final = torch.zeros_like(initial)
+        else:
+            final = p.states(slab, grad_final.to(p.kind)).contiguous()
+        adjoint = final if p.bounds is None else torch.zeros_like(final[:1])
+        if p.bounds is not None:
+            into.copy_(final)  # what an empty sequence passes through; the others write their own
+        for segment in p.in_order(p.segments(slab), backwards=True):
+            run = Run(p, slab, segment)
+            starts = p.chunk_states(chunk_states, slab, segment)
+            adjoint = backward_segment(run, starts, adjoint, initial, final, grad_y, grads)
+        if p.bounds is None:
+            into.copy_(adjoint)
+    return grads.like(inputs)
+
+
+def _local(run: Run, decays: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
+    """Run all chunks from a zero state; write their decays, return their end states and total decays."""
+    state = run.buffer().zero_()
+    run.begin()
+    for j in run.order:
+        run.replace(run.segment.entries.get(j), state, initial)
+        run.decay(j, decays[j])
+        state.mul_(decays[j]).addcmul_(run.u[j].unsqueeze(-2), run.B[j].unsqueeze(-1))
+    return state, run.total_decay(run.segment.entries)
+
+
+def _outputs(run: Run, decays: Tensor, starts: Tensor, initial: Tensor, final: Tensor) -> tuple[Tensor, Tensor]:
+    """Run all chunks from their states; return C.h (T, b, k, g, d) and the state that leaves the segment.
+
+    A buffer `decays` of one position is filled here, a full one was filled before. Packed: also writes `final`.
+    """
+    state, y = run.buffer().copy_(starts), torch.empty_like(run.x)
+    run.begin()
+    for j in run.order:
+        run.replace(run.segment.entries.get(j), state, initial)
+        decay = (
+            run.decay(j, decays[0]) if decays.shape[0] != run.segment.steps or run.segment.chunks == 1 else decays[j]
+        )
+        state.mul_(decay).addcmul_(run.u[j].unsqueeze(-2), run.B[j].unsqueeze(-1))
+        run.weigh(j, run.C, state, y)
+        if event := run.segment.exits.get(j):
+            final[event.sequences] = state[0, event.chunks]
+    return y, state[:, run.chunk_order[-1]]

@@ -1,0 +1,27 @@
+"""The gradient: the inputs are all that is kept, and the backward is an operator of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .schema import selective_scan_2d_backward_op, selective_scan_2d_op
+
+__all__ = ["selective_scan_2d_op"]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.dt_softplus, ctx.directions, ctx.impl = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+    tensors = ctx.saved_tensors
+    grads = selective_scan_2d_backward_op(grad_y, *tensors, ctx.dt_softplus, ctx.directions, ctx.impl)
+    wanted = (None if t is None else grad for t, grad in zip(tensors, grads, strict=True))
+    return *wanted, None, None, None
+
+
+torch.library.register_autograd("ssm_kernels::selective_scan_2d", _backward, setup_context=_setup_context)
