@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch._dynamo.testing
 from hybrid_sr.blocks import DynamicPositionBias, GatedConvMlp, SpatialGateMlp, overlap_index_rotation
 from hybrid_sr.config import PRESETS, ModelConfig, preset
 from hybrid_sr.model import HybridSR, pad_to_multiple
@@ -192,12 +193,36 @@ def test_loading_is_strict(tmp_path, tiny):
         HybridSR.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("size", ((8, 8), (9, 14)))
-def test_compiles_whole(tiny, size):
+@pytest.fixture
+def shallow() -> HybridSR:
+    """One block: compilation takes its time by the layer."""
+    torch.manual_seed(0)
+    return HybridSR(replace(preset("tiny", 2), depths=(1,))).eval()
+
+
+def test_compiles_whole_and_once_for_all_sizes(shallow):
     torch._dynamo.reset()
-    compiled = torch.compile(tiny, fullgraph=True, backend="aot_eager")
-    x = torch.rand(1, 3, *size)
-    torch.testing.assert_close(compiled(x), tiny(x), rtol=1e-5, atol=1e-6)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(shallow, fullgraph=True, dynamic=True, backend=counter)
+    for size in ((16, 24), (8, 40), (32, 32)):
+        x = torch.rand(2, 3, *size)
+        torch.testing.assert_close(compiled(x), shallow(x), rtol=1e-5, atol=1e-6)
+    assert counter.frame_count == 1
+
+
+def test_compiles_whole_with_padding(shallow):
+    torch._dynamo.reset()
+    x = torch.rand(1, 3, 9, 3)
+    compiled = torch.compile(shallow, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), shallow(x), rtol=1e-5, atol=1e-6)
+
+
+def test_exports_with_free_sizes(shallow):
+    dim = torch.export.Dim
+    free = {"x": {0: dim("batch", max=64), 2: 8 * dim("rows", max=100), 3: 8 * dim("columns", max=100)}}
+    program = torch.export.export(shallow, (torch.rand(2, 3, 16, 24),), dynamic_shapes=free)
+    x = torch.rand(3, 3, 32, 16)
+    torch.testing.assert_close(program.module()(x), shallow(x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("autocast", (False, True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
+from inspect import get_annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -172,8 +173,9 @@ def parse_options(
     if positional is not None:
         name, number, text = positional
         parser.add_argument(name, nargs=number, type=str, help=text)
-    own = sorted(fields(options), key=lambda f: f.name not in vars(options)["__annotations__"])
-    for f in own:  # a verb's own options come before those that it shares with others
+    own = get_annotations(options)
+    ordered = sorted(fields(options), key=lambda f: f.name not in own)  # before those that it shares with other verbs
+    for f in ordered:
         if positional is not None and f.name == positional[0]:
             continue
         flag = "--" + f.name.replace("_", "-")
@@ -183,7 +185,7 @@ def parse_options(
             assert f.default is not MISSING
             text = helps[f.name] if f.default is None else f"{helps[f.name]} Default: {f.default}."
             parser.add_argument(flag, type=hints[f.name], default=f.default, help=text, metavar=_metavar(hints[f.name]))
-    names = [f.name for f in own]
+    names = [f.name for f in ordered]
     values = parser.parse_args(_with_dashes(argv)).as_dict()
     chosen = {name: values[name] for name in names if name in values and values[name] is not None}
     rest = values[positional[0]] if positional is not None and positional[0] not in names else None

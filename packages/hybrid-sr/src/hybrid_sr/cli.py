@@ -31,8 +31,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Arguments after the program's name; None takes the process's.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output left, as `head` does; nothing may be flushed to it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    return code
+
+
+def _dispatch(arguments: list[str]) -> int:
     verb = arguments[0] if arguments else ""
+    verbs: dict[str, Callable[[list[str]], int]] = {
+        "upscale": _upscale,
+        "evaluate": _evaluate,
+        "train": _train,
+        "info": _info,
+        "benchmark": _benchmark,
+    }
+    if verb in verbs:
+        return _guarded(verb, verbs[verb], arguments[1:])
     if verb in ("-h", "--help"):
         print(USAGE, end="")
         return 0
@@ -41,18 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"hybrid-sr {version('hybrid-sr')}")
         return 0
-    verbs: dict[str, Callable[[list[str]], int]] = {
-        "upscale": _upscale,
-        "evaluate": _evaluate,
-        "train": _train,
-        "info": _info,
-        "benchmark": _benchmark,
-    }
-    if verb not in verbs:
-        found = f"unknown verb {verb!r}" if verb else "no verb given"
-        print(f"hybrid-sr: {found}; choose {', '.join(verbs)} (see hybrid-sr --help)", file=sys.stderr)
-        return 2
-    return _guarded(verb, verbs[verb], arguments[1:])
+    found = f"unknown verb {verb!r}" if verb else "no verb given"
+    print(f"hybrid-sr: {found}; choose {', '.join(verbs)} (see hybrid-sr --help)", file=sys.stderr)
+    return 2
 
 
 def _guarded(verb: str, command: Callable[[list[str]], int], arguments: list[str]) -> int:
@@ -65,9 +74,6 @@ def _guarded(verb: str, command: Callable[[list[str]], int], arguments: list[str
         message, code = str(error) or "out of memory; use a smaller picture or --tile 128", 2
     except KeyboardInterrupt:
         message, code = "interrupted", 130
-    except BrokenPipeError:  # the reader of our output left, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     print(f"hybrid-sr {verb}: {' '.join(message.split())}", file=sys.stderr)
     return code
 

@@ -10,6 +10,7 @@ what is learned from.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .photos import Pair, read_pairs
+from .photos import Pair, check_memory, read_pairs
 from .recipes import TrainConfig
 from .sources import find_photos, is_stream
 from .validation import validation_pairs
@@ -160,7 +161,9 @@ def open_source(cfg: TrainConfig, *, rank: int, verbose: bool) -> tuple[Source, 
         return Stream(cfg, rank), validation_pairs(cfg, [])
     photos = find_photos(cfg.data, data_lr=cfg.data_lr, scale=cfg.scale, halve=cfg.halve)
     shown = validation_pairs(cfg, photos)
-    pairs = read_pairs([p for p in photos if p.split == "train"], cfg.scale, cfg.patch, verbose=verbose)
+    chosen = [photo for photo in photos if photo.split == "train"]
+    check_memory(chosen)
+    pairs = read_pairs(chosen, cfg.scale, cfg.patch, verbose=verbose)
     crops = Crops(pairs, scale=cfg.scale, patch=cfg.patch, seed=cfg.seed, min_contrast=cfg.min_contrast)
     if verbose:
         print(f"{len(pairs)} photos, {len(crops)} crops per epoch, {len(shown)} validation photos", file=sys.stderr)
@@ -187,13 +190,25 @@ def loader(cfg: TrainConfig, crops: Source, start: int, rank: int, *, pin: bool)
             pin_memory=pin,
             generator=generator,
             prefetch_factor=AHEAD if cfg.workers else None,
+            worker_init_fn=_leave_signals_to_main,
         )
     crops.start = start
-    worker = min(cfg.workers, 1)  # one reader keeps the order
-    ahead = AHEAD if worker else None
+    # always one reader: `datasets` orders rows by another rule in the main process, and several would mix them
     return DataLoader(
-        crops, batch_size=None, num_workers=worker, pin_memory=pin, generator=generator, prefetch_factor=ahead
+        crops,
+        batch_size=None,
+        num_workers=1,
+        pin_memory=pin,
+        generator=generator,
+        prefetch_factor=AHEAD,
+        worker_init_fn=_leave_signals_to_main,
     )
+
+
+def _leave_signals_to_main(worker: int) -> None:
+    """Let a loader process live through Ctrl-C and a SIGTERM to the whole group: it goes when the main one does."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _already_a_batch(batch: Any) -> Any:  # the loader's type wants a list here, __getitems__ made the batch

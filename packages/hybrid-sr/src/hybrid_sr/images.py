@@ -334,8 +334,8 @@ def _png_colour(file: IO[bytes]) -> int:
 
 
 def _unpremultiplied(pixels: NDArray) -> NDArray:
-    alpha = pixels[..., 3:].astype(np.float64)
-    colour = np.minimum(np.rint(pixels[..., :3] * 65535 / np.maximum(alpha, 1)), 65535)
+    colour = pixels[..., :3].astype(np.float64) * 65535 / np.maximum(pixels[..., 3:], 1)
+    colour = np.minimum(np.rint(colour), 65535)
     return np.concatenate([colour.astype(np.uint16), pixels[..., 3:]], axis=2)
 
 

@@ -26,7 +26,7 @@ class HybridSR(
     """Super-resolution by groups of scan or attention blocks.
 
     Args:
-        config: What it is made of; a plain dictionary (`ModelConfig.to_dict`) is accepted too.
+        config: What it is made of.
 
     Attributes:
         config: The configuration.
@@ -40,8 +40,6 @@ class HybridSR(
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        if isinstance(config, dict):
-            config = ModelConfig.from_dict(config)
         dim = config.dim
         self.config = config
         self.checkpointing = False

@@ -35,10 +35,10 @@ def parse(argv: Sequence[str] | None = None) -> Order:
     """
     arguments = _spell_out_switches(list(sys.argv[1:] if argv is None else argv))
     try:
-        base = _base(arguments)
-        parser = _parser(base)
+        name, base = _base(arguments)
+        parser = _parser(name, base)
         values = parser.parse_args(arguments).as_dict()
-        return _order(values, base)
+        return _order(values, name, base)
     except ValueError as mistake:
         fail(mistake)
 
@@ -54,38 +54,38 @@ def _spell_out_switches(arguments: list[str]) -> list[str]:
     """Let `--compile` alone mean `--compile true`, for every yes-or-no field of `TrainConfig`."""
     switches = {f"--{f.name}" for f in fields(TrainConfig) if f.type == "bool"}
     spelled = []
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for place, argument in enumerate(arguments):
         spelled.append(argument)
-        if argument in switches and following not in ("true", "false"):
+        if argument in switches and arguments[place + 1 : place + 2] not in (["true"], ["false"]):
             spelled.append("true")
     return spelled
 
 
-def _base(arguments: list[str]) -> TrainConfig | None:
-    """Return the named run whose values are the defaults; None if `--help` is all that is asked for."""
+def _base(arguments: list[str]) -> tuple[str | None, TrainConfig | None]:
+    """Return the preset's name and the run whose values are the defaults; None if only `--help` is asked for."""
     scout = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    scout.add_argument("preset", nargs="?")
-    for option in ("--out", "--config", "--scale"):
+    for option in ("--config", "--scale"):
         scout.add_argument(option)
     scout.add_argument("--help", "-h", action="store_true")
     try:
         found, _ = scout.parse_known_args(arguments)
     except argparse.ArgumentError as mistake:
         raise ValueError(str(mistake)) from mistake
-    name, scale = found.preset, found.scale
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    scale = found.scale
     if found.config is not None:
         file = _read_yaml(found.config)
         name = name or file.get("preset")
         scale = scale or file.get("scale") or _mapping(file.get("model")).get("scale")
     if name is None:
         if found.help:
-            return None
+            return None, None
         raise ValueError(
-            f"the preset is missing; one of {', '.join(RECIPES)}, as in: hybrid-sr train tiny --out runs/a"
+            f"the preset is missing; give it first, one of {', '.join(RECIPES)}, as in: hybrid-sr train tiny --out runs/a"
         )
     if scale is not None and not str(scale).isdigit():
         raise ValueError(f"--scale must be a whole number, got {scale}; 2, 3 and 4 are usual")
-    return recipe(name) if scale is None else recipe(name, int(scale))
+    return name, recipe(name) if scale is None else recipe(name, int(scale))
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def _mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _parser(base: TrainConfig | None) -> ArgumentParser:
+def _parser(name: str | None, base: TrainConfig | None) -> ArgumentParser:
     from jsonargparse import ArgumentParser
 
     class OneLineParser(ArgumentParser):
@@ -109,7 +109,8 @@ def _parser(base: TrainConfig | None) -> ArgumentParser:
             fail(f"{message}; see hybrid-sr train --help")
 
     parser = OneLineParser(prog="hybrid-sr train", usage=USAGE, description="Train a super-resolution network.")
-    parser.add_argument("preset", nargs="?", help=f"named run whose values the rest changes: {', '.join(RECIPES)}")
+    described = f"named run whose values the rest changes: {', '.join(RECIPES)}"
+    parser.add_argument("preset", nargs="?", default=name, help=described)
     parser.add_argument("--config", action="config", help="YAML file, as --print_config writes it")
     parser.add_argument("--out", help="folder of the run; a new or empty one without --resume")
     parser.add_argument("--resume", action="store_true", help="go on from the newest good checkpoint in --out")
@@ -120,9 +121,11 @@ def _parser(base: TrainConfig | None) -> ArgumentParser:
     return parser
 
 
-def _order(values: dict[str, Any], base: TrainConfig | None) -> Order:
+def _order(values: dict[str, Any], name: str | None, base: TrainConfig | None) -> Order:
     if base is None or not values["out"]:
         raise ValueError("--out is missing; give the folder of the run, as in --out runs/a")
+    if values["preset"] not in (None, name):
+        raise ValueError(f"the preset {values['preset']} must come first, as in: hybrid-sr train tiny --out runs/a")
     scale, model = values["scale"], ModelConfig.from_dict(values["model"])
     if scale is not None and scale != model.scale:
         raise ValueError(f"--scale {scale} contradicts model.scale {model.scale} of the file; give one of them")

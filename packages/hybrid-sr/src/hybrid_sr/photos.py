@@ -69,15 +69,40 @@ def read_pair(photo: Photo, scale: int, patch: int) -> Pair:
         ValueError: The picture is smaller than a crop, or the two sizes do not fit.
         OSError: A file cannot be read.
     """
-    hr = modcrop(np.asarray(read_image(photo.path, halve=photo.halve)), scale)
-    if min(hr.shape[:2]) < patch * scale:
-        raise ValueError(f"{hr.shape[1]}x{hr.shape[0]} pixels, smaller than a crop of {patch * scale}")
+    image = read_image(photo.path, halve=photo.halve)
+    if min(image.size) < patch * scale:
+        raise ValueError(f"{image.width}x{image.height} pixels, smaller than a crop of {patch * scale}")
+    hr = modcrop(np.asarray(image), scale)
     if photo.lr is None:
         return Pair(photo.name, hr, shrink(hr, scale))
     lr = np.asarray(read_image(photo.lr))
     if lr.shape[0] != hr.shape[0] // scale or lr.shape[1] != hr.shape[1] // scale:
         raise ValueError(f"its low-resolution image is {lr.shape[1]}x{lr.shape[0]}, not 1/{scale} of it")
     return Pair(photo.name, hr, lr)
+
+
+def check_memory(photos: list[Photo]) -> None:
+    """Refuse photos that will not fit into memory, from their headers alone.
+
+    Raises:
+        ValueError: They take more than what is free.
+    """
+    import psutil
+
+    pixels = 0
+    Image.MAX_IMAGE_PIXELS = None
+    for photo in photos:
+        try:
+            with Image.open(photo.path) as file:
+                pixels += file.width * file.height // (4 if photo.halve else 1)
+        except (OSError, SyntaxError):  # named when it is read
+            continue
+    wanted, free = round(3 * 1.25 * pixels), psutil.virtual_memory().available  # a quarter for low resolution, at most
+    if wanted > free:
+        raise ValueError(
+            f"data: {len(photos)} images take {wanted / 1e9:.1f} GB of memory per process, {free / 1e9:.1f} are free; "
+            "give fewer, or pack them into parquet or WebDataset shards, which are streamed"
+        )
 
 
 def read_pairs(photos: list[Photo], scale: int, patch: int, *, verbose: bool = True) -> list[Pair]:

@@ -51,7 +51,7 @@ class TrainConfig:
         checkpoint_activations: Recompute activations in the backward pass to save memory.
         compile: Run the network through torch.compile.
         seed: Of the initial weights and of every crop.
-        workers: Loader processes; 0 loads in the main one. The crops do not depend on it.
+        workers: Loader processes; 0 loads in the main one. The crops do not depend on it. A stream always has one.
         log_every: Steps between rows of metrics.jsonl; the host waits for the device only then.
         sample_every: Steps between sample pictures.
         save_every: Steps between checkpoints, each preceded by a validation.

@@ -132,9 +132,7 @@ def open_rows(data: str, seed: int) -> tuple[str, Any]:
         rows = datasets.load_dataset(*_request(data), split="train", streaming=True)
         features = rows.features or rows._resolve_features().features  # the first rows tell
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
-            f"data: {data} is neither a folder with images nor a data set that can be read: {error}"
-        ) from error
+        raise ValueError(f"data: {data} is neither a folder of images nor a readable data set: {error}") from error
     columns = [name for name, feature in (features or {}).items() if isinstance(feature, datasets.Image)]
     if not columns:
         raise ValueError(f"data: {data} has no image column, only {', '.join(features or {})}; give a set of images")

@@ -107,12 +107,13 @@ class SS2D(nn.Module):
         u = self.in_proj(x)
         u = self.conv2d(u.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # a channels_last view: no copy
         u = F.gelu(u) if self.activation == "gelu" else F.silu(u)
-        batch, height, width, inner = u.shape
+        height, width, inner = u.shape[1:]
         projected = F.linear(u, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (K, -1))
         low_rank, B, C = projected.split((self.dt_rank, self.d_state, self.d_state), dim=-1)
-        low_rank = low_rank.flatten(0, 2).transpose(0, 1)  # (K, B * H * W, R)
-        dt = torch.bmm(low_rank, self.dt_projs_weight.transpose(1, 2))
-        dt = dt.unflatten(1, (batch, height, width)).permute(1, 2, 3, 0, 4)  # each direction stays contiguous
+        low_rank = low_rank.flatten(1, 2).transpose(1, 2)  # (B, K, L, R)
+        # one product an image: the weight's gradient is summed in B * K parts side by side, not in K long sums
+        dt = torch.matmul(low_rank, self.dt_projs_weight.transpose(1, 2))
+        dt = dt.unflatten(2, (height, width)).permute(0, 2, 3, 1, 4)  # (B, H, W, K, D), each direction contiguous
         wide = torch.promote_types(self.A_logs.dtype, torch.float32)
         A = -torch.exp(self.A_logs.to(wide)).unflatten(0, (K, inner))
         D = self.Ds.unflatten(0, (K, inner))

@@ -13,10 +13,10 @@ def _one_sequence(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor 
     batch, length, channels = x.shape
     taps = weight.shape[1]
     first = x.new_zeros(batch, before, channels) if state is None else state.mT
-    steps = torch.cat([first, x, x.new_zeros(batch, taps - 1 - before, channels)], 1)
+    steps = torch.cat([first, x, x.new_zeros(batch, taps - 1 - before, channels)], 1).unbind(1)
     out = []
     for t in range(length):
-        y = sum(weight[:, j] * steps[:, t + j] for j in range(taps))
+        y = sum(weight[:, j] * steps[t + j] for j in range(taps))
         out.append(y if bias is None else y + bias)
     return torch.stack(out, 1) if out else x
 

@@ -10,8 +10,8 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from ..checks import check_device, check_floating, check_shape, refuse
 from ..dispatch import check_impl
+from .arguments import check_cu_seqlens, check_gate, check_scan, check_state
 from .autograd import selective_scan_op
 from .mamba_ssm_impl import selective_scan_mamba_ssm
 from .reference import selective_scan_reference
@@ -116,7 +116,10 @@ def selective_scan(
     Source: Gu and Dao 2023, arXiv:2312.00752, algorithm 2 (the input is discretised by delta * B, as in its code).
     """
     check_impl(_OP, impl, x, ("auto", "triton", "torch", "reference", "mamba_ssm"))
-    _check(x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens)
+    rows, row = (None, "B") if cu_seqlens is None else (check_cu_seqlens(_OP, cu_seqlens, x), "S")
+    check_scan(_OP, x, dt, A, B, C, D, dt_bias, rows=rows, row=row)
+    check_gate(_OP, z, x)
+    check_state(_OP, initial_state, x, A, rows=rows, row=row)
     tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens)
     if impl == "reference":
         if cu_seqlens is not None:
@@ -128,73 +131,3 @@ def selective_scan(
         save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
         y, final, _ = selective_scan_op(*tensors, dt_softplus, reverse, save, impl)
     return (y, final) if return_final_state else y
-
-
-def _check(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-) -> None:
-    """Check dtypes, devices and shapes; sizes are compared as they are, so that symbolic ones work too."""
-    named = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "z": z, "dt_bias": dt_bias}
-    for name, tensor in (named | {"initial_state": initial_state}).items():
-        if tensor is not None:
-            check_floating(_OP, name, tensor)
-            check_device(_OP, name, tensor, x)
-    if x.dim() != 3 or x.numel() == 0:
-        refuse(
-            _OP, "x", "(B, L, D) with every size at least 1", tuple(x.shape), "add the missing axis or drop the call"
-        )
-    batch, length, channels = x.shape
-    rows = batch if cu_seqlens is None else _check_cu_seqlens(cu_seqlens, x)
-    row = "B" if cu_seqlens is None else "S"
-    check_shape(_OP, "dt", dt, [x.shape], "(B, L, D)", "one time step per element of x; use dt.expand_as(x)")
-    if A.dim() not in (2, 3) or A.shape[-1] == 0:
-        refuse(_OP, "A", f"(D, N) or ({row}, D, N) with N at least 1", tuple(A.shape), "give one rate per state")
-    state = A.shape[-1]
-    legend = f"(D, N) or ({row}, D, N)"
-    check_shape(_OP, "A", A, [(channels, state), (rows, channels, state)], legend, "D is the last size of x")
-    _check_groups(B, batch, length, channels, state)
-    check_shape(_OP, "C", C, [B.shape], "the shape of B", "B and C share N and the groups")
-    if D is not None:
-        check_shape(_OP, "D", D, [(channels,), (rows, channels)], f"(D,) or ({row}, D)", "give one weight per channel")
-    if z is not None:
-        check_shape(_OP, "z", z, [x.shape], "(B, L, D)", "one gate per element of x")
-    if dt_bias is not None:
-        check_shape(_OP, "dt_bias", dt_bias, [(channels,)], "(D,)", "give one bias per channel")
-    if initial_state is not None:
-        shape = (rows, channels, state)
-        check_shape(_OP, "initial_state", initial_state, [shape], f"({row}, D, N)", "pass the final state of a run")
-
-
-def _check_groups(B: Tensor, batch: int, length: int, channels: int, state: int) -> None:
-    """Check B, whose own third size may be the number of groups."""
-    if B.dim() != 4:
-        check_shape(_OP, "B", B, [(batch, length, state)], "(B, L, N)", "N is the last size of A")
-        return
-    groups = B.shape[2]
-    check_shape(_OP, "B", B, [(batch, length, groups, state)], "(B, L, G, N)", "N is the last size of A")
-    if groups == 0 or channels % groups != 0:
-        refuse(
-            _OP, "B", f"(B, L, G, N) with G a divisor of D={channels}", tuple(B.shape), "every group has D / G channels"
-        )
-
-
-def _check_cu_seqlens(cu_seqlens: Tensor, x: Tensor) -> int:
-    """Check the bounds' form, not their values, and return the number of sequences."""
-    if cu_seqlens.dtype not in (torch.int32, torch.int64):
-        refuse(_OP, "cu_seqlens", "int32 or int64", cu_seqlens.dtype, "convert it with cu_seqlens.int()")
-    check_device(_OP, "cu_seqlens", cu_seqlens, x)
-    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] < 2:
-        refuse(_OP, "cu_seqlens", "(S + 1,) with S at least 1", tuple(cu_seqlens.shape), "pass [0, ..., L]")
-    if x.shape[0] != 1:
-        remedy = "pack the sequences behind one another along L"
-        refuse(_OP, "x", "(1, L, D) when cu_seqlens is given", tuple(x.shape), remedy)
-    return cu_seqlens.shape[0] - 1

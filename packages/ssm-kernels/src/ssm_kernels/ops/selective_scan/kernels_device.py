@@ -5,6 +5,9 @@ chunks counted over all rows, a unit what one program walks: a row or a chunk. I
 memory order; `reverse` is the map between them and nothing else. All arithmetic is float32 from the load on. Offsets
 are int64. L, B and the strides that depend on them are not specialised on, so that a new L compiles nothing.
 """
+# This is Triton's language: constexpr parameters take plain values, and a branch on one is decided when compiling.
+# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false
+# ruff: noqa: PLR0912, PLR0915, PLR0917, SIM102, SIM108
 
 import triton
 import triton.language as tl
@@ -14,8 +17,14 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _load(pointer, mask, EVEN: tl.constexpr):
-    """Load as float32; without a mask where the block fits exactly."""
+def _load(pointer, mask):
+    """Load as float32, zero outside the mask."""
+    return tl.load(pointer, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _load_step(pointer, mask, EVEN: tl.constexpr):
+    """Load inside a loop over time: without a mask where the block fits exactly, since masks cost."""
     if EVEN:
         value = tl.load(pointer)
     else:
@@ -84,14 +93,14 @@ def _step_inputs(
     t, x, dt, z, B, C, x_t, dt_t, z_t, B_t, C_t, bias, here_d, here_n, SOFTPLUS: tl.constexpr, EVEN: tl.constexpr
 ):
     """Load what one step needs."""
-    value = _load(x + t * x_t, here_d, EVEN)
-    delta = _load(dt + t * dt_t, here_d, EVEN) + bias
+    value = _load_step(x + t * x_t, here_d, EVEN)
+    delta = _load_step(dt + t * dt_t, here_d, EVEN) + bias
     if SOFTPLUS:
         delta = _softplus(delta)
     gate = value
     if z is not None:
-        gate = _load(z + t * z_t, here_d, EVEN)
-    return value, delta, gate, _load(B + t * B_t, here_n, EVEN), _load(C + t * C_t, here_n, EVEN)
+        gate = _load_step(z + t * z_t, here_d, EVEN)
+    return value, delta, gate, _load_step(B + t * B_t, here_n, EVEN), _load_step(C + t * C_t, here_n, EVEN)
 
 
 @triton.jit
@@ -178,18 +187,18 @@ def forward_kernel(
         z += batch * z_b + d
     if added is not None:
         added += batch * length * channels + d
-    rates = _load(A + row * A_row + tile, here, False) * LOG2_E
+    rates = _load(A + row * A_row + tile, here) * LOG2_E
     skip = tl.zeros([BLOCK_D], tl.float32)
     if D is not None:
-        skip = _load(D + row * D_row + d, here_d, False)
+        skip = _load(D + row * D_row + d, here_d)
     bias = tl.zeros([BLOCK_D], tl.float32)
     if dt_bias is not None:
-        bias = _load(dt_bias + d, here_d, False)
+        bias = _load(dt_bias + d, here_d)
     state = tl.zeros([BLOCK_D, BLOCK_N], tl.float32)
     if PARALLEL:
-        state = _load(saved + (base + first) * channels * N + tile, here, False)
+        state = _load(saved + (base + first) * channels * N + tile, here)
     elif initial is not None:
-        state = _load(initial + row * channels * N + tile, here, False)
+        state = _load(initial + row * channels * N + tile, here)
     sign = -1 if REVERSE else 1
     origin = begin + count - 1 if REVERSE else begin
     for k in range(first, last):
@@ -279,9 +288,7 @@ def local_kernel(
     blocks_per_group = tl.cdiv(width, BLOCK_D)
     unit = program // (groups * blocks_per_group)
     group, d, here_d = _channels(program % (groups * blocks_per_group), blocks_per_group, width, BLOCK_D)
-    row, batch, begin, count, base, first, last = _place(
-        unit, cu_seqlens, slot_base, slot_row, length, slots, CHUNK, True
-    )
+    row, batch, begin, count, _, first, _ = _place(unit, cu_seqlens, slot_base, slot_row, length, slots, CHUNK, True)
     n = tl.arange(0, BLOCK_N)
     here_n = n < N
     tile = d[:, None] * N + n[None, :]
@@ -291,10 +298,10 @@ def local_kernel(
     W += batch * W_b + group * W_g + n
     if z is not None:
         z += batch * z_b + d
-    rates = _load(A + row * A_row + tile, here, False) * LOG2_E
+    rates = _load(A + row * A_row + tile, here) * LOG2_E
     bias = tl.zeros([BLOCK_D], tl.float32)
     if dt_bias is not None:
-        bias = _load(dt_bias + d, here_d, False)
+        bias = _load(dt_bias + d, here_d)
     state = tl.zeros([BLOCK_D, BLOCK_N], tl.float32)
     elapsed = tl.zeros([BLOCK_D], tl.float32)
     start = first * CHUNK
@@ -302,9 +309,9 @@ def local_kernel(
     for j in range(start, stop):
         i = start + stop - 1 - j if ADJOINT else j
         t = begin + count - 1 - i if REVERSE else begin + i
-        value = _load(x + t * x_t, here_d, EVEN)
-        delta = _load(dt + t * dt_t, here_d, EVEN) + bias
-        weights = _load(W + t * W_t, here_n, EVEN)
+        value = _load_step(x + t * x_t, here_d, EVEN)
+        delta = _load_step(dt + t * dt_t, here_d, EVEN) + bias
+        weights = _load_step(W + t * W_t, here_n, EVEN)
         if SOFTPLUS:
             delta = _softplus(delta)
         decay = tl.exp2(delta[:, None] * rates)
@@ -312,7 +319,7 @@ def local_kernel(
         if ADJOINT:
             value *= scale
             if z is not None:
-                gate = _load(z + t * z_t, here_d, EVEN)
+                gate = _load_step(z + t * z_t, here_d, EVEN)
                 value *= gate * _sigmoid(gate)
             state = decay * (state + value[:, None] * weights[None, :])
         else:
@@ -446,16 +453,17 @@ def backward_kernel(
     C += batch * C_b + group * C_g
     skip = tl.zeros([BLOCK_D], tl.float32)
     if D is not None:
-        skip = _load(D + row * D_row + d, here_d, False)
+        skip = _load(D + row * D_row + d, here_d)
     bias = tl.zeros([BLOCK_D], tl.float32)
     if dt_bias is not None:
-        bias = _load(dt_bias + d, here_d, False)
+        bias = _load(dt_bias + d, here_d)
     steps = begin * 0 + length  # int64, for products with it
     part = (((block % blocks_per_group) * batches + batch) * groups + group) * N * steps
     local = tl.arange(0, CHUNK)
     for j in range(first, last):
         k = first + last - 1 - j
         slot = base + k
+        chunk = d * 0 + k  # a vector, since the interpreter cannot combine a vector mask with a scalar one
         i = k * CHUNK + local
         valid = i < count
         t = begin + count - 1 - i if REVERSE else begin + i
@@ -467,11 +475,11 @@ def backward_kernel(
         here_left = left[:, None] & here_d[None, :]
 
         # beyond the chunk delta is 0: a decay of 1 and nothing added, so that the scans pass through
-        value = _load(x + t[:, None] * x_t, here, False)
-        value_left = _load(x + (t + back)[:, None] * x_t, here_left, False)
-        raw = _load(dt + t[:, None] * dt_t, here, False) + bias[None, :]
-        delta_left = _load(dt + (t + back)[:, None] * dt_t, here_left, False) + bias[None, :]
-        delta_right = _load(dt + (t - back)[:, None] * dt_t, here_right, False) + bias[None, :]
+        value = _load(x + t[:, None] * x_t, here)
+        value_left = _load(x + (t + back)[:, None] * x_t, here_left)
+        raw = _load(dt + t[:, None] * dt_t, here) + bias[None, :]
+        delta_left = _load(dt + (t + back)[:, None] * dt_t, here_left) + bias[None, :]
+        delta_right = _load(dt + (t - back)[:, None] * dt_t, here_right) + bias[None, :]
         delta = raw
         if SOFTPLUS:
             delta = _softplus(raw)
@@ -482,10 +490,10 @@ def backward_kernel(
         delta_right = tl.where(here_right, delta_right, 0.0)
         into = delta * value
         into_left = delta_left * value_left
-        grad = _load(grad_y + t[:, None] * grad_t, here, False) * scale
+        grad = _load(grad_y + t[:, None] * grad_t, here) * scale
         gated = grad
         if z is not None:
-            gate = _load(z + batch * z_b + t[:, None] * z_t + d[None, :], here, False)
+            gate = _load(z + batch * z_b + t[:, None] * z_t + d[None, :], here)
             sigma = _sigmoid(gate)
             gated = grad * gate * sigma
 
@@ -494,18 +502,18 @@ def backward_kernel(
         grad_delta = tl.zeros([CHUNK, BLOCK_D], tl.float32)
         for n in range(0, N):
             at = d * N + n
-            rate = _load(A + row * A_row + at, here_d, False)
+            rate = _load(A + row * A_row + at, here_d)
             rate2 = (rate * LOG2_E)[None, :]
-            B_here = _load(B + t * B_t + n, valid, False)[:, None]
-            B_left = _load(B + (t + back) * B_t + n, left, False)[:, None]
-            C_here = _load(C + t * C_t + n, valid, False)[:, None]
-            start = _load(saved + slot * channels * N + at, here_d, False)[None, :]
+            B_here = _load(B + t * B_t + n, valid)[:, None]
+            B_left = _load(B + (t + back) * B_t + n, left)[:, None]
+            C_here = _load(C + t * C_t + n, valid)[:, None]
+            start = _load(saved + slot * channels * N + at, here_d)[None, :]
             if PARALLEL:
-                adjoint = _load(adjoints + slot * channels * N + at, here_d, False)
+                adjoint = _load(adjoints + slot * channels * N + at, here_d)
             else:
-                adjoint = _load(adjoints + slot * channels * N + at, here_d & (k + 1 < last), False)
+                adjoint = _load(adjoints + slot * channels * N + at, here_d & (chunk + 1 < last))
                 if grad_final is not None:
-                    adjoint += _load(grad_final + row * channels * N + at, here_d & (k + 1 == last), False)
+                    adjoint += _load(grad_final + row * channels * N + at, here_d & (chunk + 1 == last))
 
             decay = tl.exp2(delta * rate2)
             passed, gained = tl.associative_scan((tl.exp2(delta_left * rate2), into_left * B_left), 0, _compose)
@@ -526,8 +534,8 @@ def backward_kernel(
             tl.store(part_A + slot * channels * N + at, tl.sum(through * delta, 0), mask=here_d)
             if not PARALLEL:
                 leaving = tl.sum(tl.where(local[:, None] == 0, leaving, 0.0), 0)
-                tl.store(adjoints + (slot - 1) * channels * N + at, leaving, mask=here_d & (k > 0))
-                tl.store(grad_initial + row * channels * N + at, leaving, mask=here_d & (k == 0))
+                tl.store(adjoints + (slot - 1) * channels * N + at, leaving, mask=here_d & (chunk > 0))
+                tl.store(grad_initial + row * channels * N + at, leaving, mask=here_d & (chunk == 0))
 
         grad_delta += grad_into * value
         if SOFTPLUS:
@@ -539,7 +547,7 @@ def backward_kernel(
         if z is not None:
             grad_gate = grad * (out + skip[None, :] * value) * sigma * (1.0 + gate * (1.0 - sigma))
             if added is not None:
-                grad_gate += _load(added + offset, here, False)
+                grad_gate += _load(added + offset, here)
             tl.store(grad_z + offset, grad_gate.to(grad_z.dtype.element_ty), mask=here)
         if D is not None:
             tl.store(part_D + slot * channels + d, tl.sum(gated * value, 0), mask=here_d)

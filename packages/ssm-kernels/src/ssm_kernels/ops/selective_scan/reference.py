@@ -5,6 +5,8 @@ Letters: B batch, L length, D channels, N state, G groups of channels that share
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -75,13 +77,12 @@ def _packed(
 ) -> tuple[Tensor, Tensor]:
     """Scan the sequences of one packed row, each from its own state; an empty one returns the state it was given."""
     outputs, finals = [], []
-    for s, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for s, (begin, end) in enumerate(pairwise(bounds)):
         state = x.new_zeros(1, *A.shape[-2:]) if initial_state is None else initial_state[s : s + 1].to(x.dtype)
         if end > begin:
+            part = slice(begin, end)
             rates = A if A.dim() == 2 else A[s]
-            y, state = _loop(
-                *(t[:, begin:end] for t in (x, delta)), rates, B[:, begin:end], C[:, begin:end], state, reverse
-            )
+            y, state = _loop(x[:, part], delta[:, part], rates, B[:, part], C[:, part], state, reverse)
             outputs.append(y)
         finals.append(state)
     return torch.cat(outputs, 1), torch.cat(finals, 0)

@@ -96,10 +96,7 @@ def backward(
     grads = Gradients.zeros(p)
     for slab in p.slabs():
         initial, into = p.states(slab, p.initial), p.states(slab, grads.initial)
-        if grad_final is None:
-            final = torch.zeros_like(initial)
-        else:
-            final = p.states(slab, grad_final.to(p.kind)).contiguous()
+        final = torch.zeros_like(initial) if grad_final is None else p.states(slab, grad_final.to(p.kind)).contiguous()
         adjoint = final if p.bounds is None else torch.zeros_like(final[:1])
         if p.bounds is not None:
             into.copy_(final)  # what an empty sequence passes through; the others write their own
@@ -126,15 +123,13 @@ def _local(run: Run, decays: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
 def _outputs(run: Run, decays: Tensor, starts: Tensor, initial: Tensor, final: Tensor) -> tuple[Tensor, Tensor]:
     """Run all chunks from their states; return C.h (T, b, k, g, d) and the state that leaves the segment.
 
-    A buffer `decays` of one position is filled here, a full one was filled before. Packed: also writes `final`.
+    With one chunk there was no local pass, so the decays are made here. Packed rows also write `final`.
     """
     state, y = run.buffer().copy_(starts), torch.empty_like(run.x)
     run.begin()
     for j in run.order:
         run.replace(run.segment.entries.get(j), state, initial)
-        decay = (
-            run.decay(j, decays[0]) if decays.shape[0] != run.segment.steps or run.segment.chunks == 1 else decays[j]
-        )
+        decay = run.decay(j, decays[0]) if run.segment.chunks == 1 else decays[j]
         state.mul_(decay).addcmul_(run.u[j].unsqueeze(-2), run.B[j].unsqueeze(-1))
         run.weigh(j, run.C, state, y)
         if event := run.segment.exits.get(j):

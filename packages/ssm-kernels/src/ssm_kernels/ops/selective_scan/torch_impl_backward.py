@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .torch_impl_run import Problem, Run, carry
@@ -32,6 +33,8 @@ class Gradients:
 
     @classmethod
     def zeros(cls, p: Problem) -> Gradients:
+        """Make room for the gradients of a problem."""
+
         def wide(x: Tensor) -> Tensor:
             return torch.zeros(x.shape, dtype=p.kind, device=x.device)
 
@@ -81,11 +84,8 @@ def backward_segment(
     """
     p, slab = run.p, run.slab
     grad = run.load(slab.sequence(grad_y))
-    gated = grad
-    if p.z is not None:
-        z = run.load(slab.sequence(p.z))
-        gate = torch.sigmoid(z)
-        gated = grad * (z * gate)
+    z = None if p.z is None else run.load(slab.sequence(p.z))
+    gated = grad if z is None else grad * F.silu(z)
     decays, before = run.buffer(run.segment.steps), run.buffer(run.segment.steps)
     y = _states(run, decays, before, starts, initial, gated, grads)
     if run.segment.chunks > 1:
@@ -94,12 +94,13 @@ def backward_segment(
         adjoints = adjoint[:, None]
     grad_u, grad_rate, adjoint = _adjoint(run, decays, before, adjoints, final, gated, grads)
     grad_x, grad_delta = run.delta * grad_u, grad_rate.addcmul_(run.x, grad_u)
-    if run.skip is not None:
+    if run.skip is not None and grads.D is not None:
         grad_x.addcmul_(gated, run.skip)
-        _add_skip_gradient(run, gated, grads)
-        if y is not None:
+        _add_skip_gradient(run, gated, grads.D)
+    if z is not None and y is not None and grads.z is not None:
+        if run.skip is not None:
             y.addcmul_(run.x, run.skip)
-    if p.z is not None and grads.z is not None and y is not None:
+        gate = torch.sigmoid(z)
         run.unpack(slab.sequence(grads.z)).copy_(grad * y * gate * (1 + z * (1 - gate)))
     if p.dt_softplus:
         grad_delta *= torch.where(run.raw > 20, 1.0, torch.sigmoid(run.raw))  # PyTorch's softplus is linear above 20
@@ -185,9 +186,9 @@ def _add_rate_gradient(run: Run, grad_A: Tensor, grads: Gradients) -> None:
         into += grad_A.sum((0, 1))
 
 
-def _add_skip_gradient(run: Run, gated: Tensor, grads: Gradients) -> None:
+def _add_skip_gradient(run: Run, gated: Tensor, grad_D: Tensor) -> None:
     """Add the sum of gated * x to the gradient of D, whose rows are one, the batch, or the packed sequences."""
-    into = run.slab.channel(grads.D, packed=run.p.bounds is not None)
+    into = run.slab.channel(grad_D, packed=run.p.bounds is not None)
     product = gated * run.x
     if run.p.bounds is not None and into.shape[0] > 1:
         in_time = product.permute(1, 2, 0, 3, 4).flatten(0, 2)

@@ -11,11 +11,13 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import prod
 
 import torch
 from torch import Tensor
 
-TILE = 1 << 16  # numbers per position of a segment: large enough to hide the call, small enough for the cache
+TILE = 1 << 17  # numbers per position of a segment: large enough to hide the call, small enough for the cache
+THIN = 4  # what a state of 1 to 3 numbers counts as: next to it the buffers without a state axis weigh more
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Segment:
 def segments(
     length: int, chunk: int, width: int, bounds: list[int] | None, reverse: bool, device: torch.device
 ) -> list[Segment]:
-    """Cut `length` steps into segments, in time order; `width` is how many numbers one position of one chunk has.
+    """Cut `length` steps into segments, in time order; `width` is what one position of one chunk counts as.
 
     Whole chunks go together as far as TILE allows; what is left behind the last whole chunk is a segment of its own.
     """
@@ -98,6 +100,11 @@ class Slab:
     channels: slice
     total_groups: int
 
+    def weight(self, state: int) -> int:
+        """Count what one position of one chunk weighs against TILE."""
+        parts = self.rows, self.groups, self.channels
+        return prod(part.stop - part.start for part in parts) * max(state, THIN)
+
     def sequence(self, x: Tensor) -> Tensor:
         """View (B, L, D) as this slab's (b, L, g, d)."""
         return x[self.rows].unflatten(-1, (self.total_groups, -1))[:, :, self.groups, self.channels]
@@ -122,10 +129,10 @@ def slabs(batch: int, groups: int, channels: int, state: int) -> Iterator[Slab]:
 
     The batch is cut before the channels, which are contiguous in memory.
     """
-    width = channels // groups
-    rows = max(1, TILE // (channels * state))
-    some = max(1, TILE // (width * state)) if rows == 1 else groups
-    few = max(1, TILE // state) if some == 1 else width
+    width, weight = channels // groups, max(state, THIN)
+    rows = max(1, TILE // (channels * weight))
+    some = max(1, TILE // (width * weight)) if rows == 1 else groups
+    few = max(1, TILE // weight) if some == 1 else width
     for b in range(0, batch, rows):
         for g in range(0, groups, some):
             for d in range(0, width, few):

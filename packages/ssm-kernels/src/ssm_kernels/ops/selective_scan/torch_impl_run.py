@@ -52,10 +52,11 @@ class Problem:
         reverse: bool,
         chunk: int,
     ) -> Problem:
+        """Bring the arguments of `selective_scan` into this form."""
         kind = torch.float64 if x.dtype == torch.float64 else torch.float32
         bounds = None if cu_seqlens is None else cu_seqlens.tolist()
         rows = x.shape[0] if bounds is None else len(bounds) - 1
-        A = A.to(kind).expand(-1, -1, -1) if A.dim() == 3 else A.to(kind)[None]
+        A = A.to(kind) if A.dim() == 3 else A.to(kind)[None]
         if initial_state is None:
             initial = torch.zeros(rows, *A.shape[1:], dtype=kind, device=x.device)
         else:
@@ -73,19 +74,23 @@ class Problem:
         return self.bounds is not None and self.A.shape[0] > 1
 
     def saved_rows(self) -> int:
+        """How many chunk states are saved over all rows."""
         batch, length = self.x.shape[:2]
         if self.bounds is None:
             return batch * -(-length // self.chunk)
         return length // self.chunk + len(self.bounds) - 1
 
     def slabs(self) -> Iterable[Slab]:
+        """Cut rows and channels."""
         return slabs(self.x.shape[0], self.B.shape[2], *self.A.shape[1:])
 
     def segments(self, slab: Slab) -> list[Segment]:
-        width = self.states(slab, self.initial)[:1].numel() * (slab.rows.stop - slab.rows.start)
+        """Cut time, for one slab."""
+        width = slab.weight(self.A.shape[-1])
         return segments(self.x.shape[1], self.chunk, width, self.bounds, self.reverse, self.x.device)
 
     def in_order(self, found: list[Segment], backwards: bool = False) -> Iterable[Segment]:
+        """Put segments in the order of the scan, or against it."""
         return reversed(found) if self.reverse != backwards else found
 
     def states(self, slab: Slab, x: Tensor) -> Tensor:

@@ -1,160 +1,231 @@
-"""Triton kernels, parallel over chunks of the scan: end states of the chunks, carry over the chunks, outputs.
+"""Launchers of the two-dimensional scan's Triton kernels. Imported on the first launch only.
 
-B batch, L = height * width, D channels, N state, K directions. A chunk is CHUNK positions in line order: along the rows
-for "row" and "row_reversed", down the columns for the other two. A program owns one chunk and one block of channels as
-a tile [CHUNK, BLOCK] and handles every direction of its axis: the reversed ones scan the same tile from its other end,
-so that x is read once an axis, and no copy in scan order exists. The two axes are two launches, and the second adds to
-what the first stored: no atomics, one order of summation. Buffers between the launches, (B, K, N, chunks, D), count the
-chunks in scan order. Positions behind the last pixel have decay 1 and input 0, so a scan from either end passes them
-unchanged.
+Parallel over chunks of the scan, in three phases: decay product and end state of every chunk, carry over the chunks,
+outputs. The backward does the same with the adjoint as well, from the other end. The two axes of the image are two
+launches, and the second adds to what the first stored; parameter gradients and those of B and C are partial sums, added
+afterwards in one order. No atomics, so results repeat bit by bit. See docs/selective_scan_2d.md.
 """
+# Kernels take constexpr parameters as plain values, and launch options besides their own parameters.
+# pyright: reportArgumentType=false, reportCallIssue=false
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-LOG2_E = tl.constexpr(1.4426950408889634)
-# These change with the image or the batch; a kernel compiled for one size serves every other.
-SIZES = ["height", "width", "length", "chunks", "x_batch", "dt_batch", "dt_k", "b_batch", "b_k", "c_batch", "c_k"]
+from .kernels_device import carry_kernel, chunk_states_kernel, gradient_kernel, output_kernel
+
+WIDEST = 32  # channels of a tile: with one warp, each thread scans one channel in its registers
+CHUNK, SHORT_CHUNK = 16, 8  # positions of a tile: as many registers for everything that is alive
+SHORT = 64  # pixels: below it there would be few chunks
+GROUP = 32  # chunks that the carry takes at a time
+OPTIONS = {"num_warps": 1, "enable_fp_fusion": True}  # fusion is Triton's default until 3.9, which asks to say so
 
 
-@triton.jit
-def _follow(decay_before, state_before, decay, state):
-    """Join two stretches of the recurrence h = decay * h + state."""
-    return decay_before * decay, decay * state_before + state
+@dataclass(frozen=True)
+class _Launch:
+    """Arguments as the kernels want them, and what every launch of one call shares."""
+
+    x: Tensor  # (B, L, D)
+    dt: Tensor  # (B, L, K, D)
+    A: Tensor  # (K, N, D), float32
+    B: Tensor  # (B, L, K, N)
+    C: Tensor  # (B, L, K, N)
+    D: Tensor | None  # (K, D)
+    bias: Tensor | None  # (K, D)
+    height: int
+    width: int
+    softplus: bool
+    codes: tuple[int, ...]
+    chunk: int
+    block: int
+
+    @property
+    def chunks(self) -> int:
+        """Count the chunks of an image."""
+        return -(-self.x.shape[1] // self.chunk)
+
+    @property
+    def blocks(self) -> int:
+        """Count the blocks of channels."""
+        return -(-self.x.shape[2] // self.block)
+
+    @property
+    def axes(self) -> list[int]:
+        """Name the axes with a direction: 0 along the rows, 1 down the columns."""
+        return sorted({code % 2 for code in self.codes})
+
+    def launches(self, total: Tensor) -> list[tuple[int, Tensor | None, Tensor]]:
+        """Pair every axis with the sum that it adds to and the tensor that it stores into, at the end `total`."""
+        if len(self.axes) == 1:
+            return [(self.axes[0], None, total)]
+        partial = torch.empty_like(total, dtype=torch.float32)
+        return [(0, None, partial), (1, partial, total)]
+
+    def grid(self) -> tuple[int]:
+        """Return one program for each batch entry, chunk and channel block."""
+        return (self.x.shape[0] * self.chunks * self.blocks,)
+
+    def sizes(self) -> tuple[int, ...]:
+        """Return height, width, length, chunks."""
+        return self.height, self.width, self.x.shape[1], self.chunks
+
+    def strides(self) -> tuple[int, ...]:
+        """Return the strides of x, dt, B and C, but for the innermost, which is 1."""
+        return (*self.x.stride()[:2], *self.dt.stride()[:3], *self.B.stride()[:3], *self.C.stride()[:3])
+
+    def constants(self, axis: int) -> dict[str, int | bool]:
+        """Return what the kernels of one axis are compiled for."""
+        return {
+            "CODES": sum(code << (2 * k) for k, code in enumerate(self.codes)),
+            "K": len(self.codes),
+            "COLUMN": axis,
+            "SOFTPLUS": self.softplus,
+            "N": self.A.shape[1],
+            "CHANNELS": self.x.shape[2],
+            "CHUNK": self.chunk,
+            "BLOCK": self.block,
+            "BLOCKS": self.blocks,
+            **OPTIONS,
+        }
+
+    def states(self) -> Tensor:
+        """Make a buffer with a state for every chunk."""
+        batch, _, channels = self.x.shape
+        return _float32(self.x, batch, len(self.codes), self.A.shape[1], self.chunks, channels)
 
 
-@triton.jit
-def _softplus(z):
-    """Compute log(1 + exp(z)), to a few units in the last place for any z."""
-    e = tl.exp(-tl.abs(z))
-    s = e / (2.0 + e)  # log1p(e) = 2 atanh(s), and s is at most 1/3
-    q = s * s
-    series = 1.0 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * (1 / 11 + q * (1 / 13))))))
-    return tl.maximum(z, 0.0) + 2.0 * s * series
+def _pixels(t: Tensor) -> Tensor:
+    """View (B, H, W, ...) as (B, L, ...) with the innermost stride 1; a copy only where the strides do not allow it."""
+    flat = t.reshape(t.shape[0], -1, *t.shape[3:])
+    return flat if flat.stride(-1) == 1 else flat.contiguous()
 
 
-@triton.jit
-def _sigmoid(z):
-    e = tl.exp(-tl.abs(z))
-    return tl.where(z >= 0, 1.0, e) / (1.0 + e)
+def _prepare(
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
+    softplus: bool,
+    codes: Sequence[int],
+) -> _Launch:
+    x, dt, A, B, C, D, bias = inputs
+    return _Launch(
+        x=_pixels(x),
+        dt=_pixels(dt),
+        A=A.to(torch.float32).transpose(1, 2).contiguous(),
+        B=_pixels(B),
+        C=_pixels(C),
+        D=None if D is None else D.contiguous(),
+        bias=None if bias is None else bias.contiguous(),
+        height=x.shape[1],
+        width=x.shape[2],
+        softplus=softplus,
+        codes=tuple(codes),
+        chunk=SHORT_CHUNK if x.shape[1] * x.shape[2] < SHORT else CHUNK,
+        block=min(WIDEST, triton.next_power_of_2(x.shape[3])),
+    )
 
 
-@triton.jit
-def _pixel(position, height, width, COLUMN: tl.constexpr):
-    """Map positions in line order to row-major pixel indices."""
-    pixel = position
-    if COLUMN:
-        pixel = (position % height) * width + position // height
-    return pixel
+def _on(x: Tensor) -> AbstractContextManager[object]:
+    """Make the device of `x` current, since Triton launches on the current device and not on the tensor's."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
-@triton.jit
-def _tile(chunks, length, CHANNELS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
-    """Return batch index, chunk, positions, channels, and where they are real; the channel block runs fastest."""
-    program = tl.program_id(0).to(tl.int64)
-    chunk = program // BLOCKS % chunks
-    position = chunk * CHUNK + tl.arange(0, CHUNK)
-    channel = program % BLOCKS * BLOCK + tl.arange(0, BLOCK)
-    return program // BLOCKS // chunks, chunk, position, channel, position < length, channel < CHANNELS
+def _float32(x: Tensor, *shape: int) -> Tensor:
+    """Make a buffer for partial sums."""
+    return x.new_empty(shape, dtype=torch.float32)
 
 
-@triton.jit
-def _load(pointers, mask):
-    """Load in float32 at once: arithmetic in bfloat16 is wrong in the interpreter, and never wanted."""
-    return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
+def _carry(launch: _Launch, decay: Tensor, end: Tensor, reverse: bool) -> Tensor:
+    """Return the state that enters each chunk, or with `reverse` the adjoint of the state that leaves it."""
+    rows, chunks, channels = decay[..., 0, 0].numel(), launch.chunks, launch.x.shape[2]
+    entering = torch.empty_like(end)
+    carry_kernel[(rows * launch.blocks,)](
+        decay, end, entering, chunks,
+        REVERSE=reverse, CHANNELS=channels, GROUP=min(GROUP, triton.next_power_of_2(chunks)), BLOCK=launch.block,
+        BLOCKS=launch.blocks, **OPTIONS,
+    )  # fmt: skip
+    return entering
 
 
-@triton.jit
-def _biased(dt, bias_ptr, offsets, real):
-    """Add dt_bias, if there is one, to a tile of dt."""
-    z = dt
-    if bias_ptr is not None:
-        z += _load(bias_ptr + offsets, real)[None, :]
-    return z
+def _chunk_states(launch: _Launch, gy: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the state that enters each chunk and the adjoint of the state that leaves it (only with `gy`)."""
+    decay, end = launch.states(), launch.states()
+    if launch.chunks == 1:
+        return end.zero_(), end
+    adjoint = end if gy is None else launch.states()
+    gradient = launch.x if gy is None else gy
+    for axis in launch.axes:
+        chunk_states_kernel[launch.grid()](
+            launch.x, launch.dt, launch.A, launch.B, launch.C, launch.bias, gradient, decay, end, adjoint,
+            *launch.sizes(), *launch.strides(), *gradient.stride()[:2], ADJOINT=gy is not None,
+            **launch.constants(axis),
+        )  # fmt: skip
+    entering = _carry(launch, decay, end, reverse=False)
+    return entering, entering if gy is None else _carry(launch, decay, adjoint, reverse=True)
 
 
-@triton.jit
-def _step_size(z, inside, SOFTPLUS: tl.constexpr):
-    """Turn dt + dt_bias into the step size; 0 behind the last pixel and the last channel."""
-    delta = z
-    if SOFTPLUS:
-        delta = _softplus(z)
-    return tl.where(inside, delta, 0.0)
-
-
-@triton.jit
-def _row_of(tile, row, CHUNK: tl.constexpr):
-    """Return one row of [CHUNK, BLOCK]."""
-    return tl.sum(tl.where((tl.arange(0, CHUNK) == row)[:, None], tile, 0.0), axis=0)
-
-
-@triton.jit
-def _scan_order(chunk, chunks, REVERSE: tl.constexpr):
-    """Count a chunk from where the scan starts."""
-    order = chunk
-    if REVERSE:
-        order = chunks - 1 - chunk
-    return order
-
-
-@triton.jit
-def _chunk_states(
-    delta, scaled, gy, A_ptr, b_ptr, c_ptr, decay_ptr, end_ptr, adjoint_ptr, step, here, real,
-    REVERSE: tl.constexpr, N: tl.constexpr, CHANNELS: tl.constexpr, CHUNK: tl.constexpr,
-):  # fmt: skip
-    """Scan one direction of a tile from zero; with a gradient `gy` its adjoint too. Pointers are at n = 0."""
-    LAST: tl.constexpr = 0 if REVERSE else CHUNK - 1
-    for n in range(N):
-        exponent = _load(A_ptr + n * CHANNELS, real) * LOG2_E
-        decay = tl.exp2(delta * exponent[None, :])
-        added = scaled * _load(b_ptr + n, here)[:, None]
-        product, state = tl.associative_scan((decay, added), 0, _follow, REVERSE)
-        tl.store(decay_ptr + n * step, _row_of(product, LAST, CHUNK), mask=real)
-        tl.store(end_ptr + n * step, _row_of(state, LAST, CHUNK), mask=real)
-        if gy is not None:
-            received = decay * gy * _load(c_ptr + n, here)[:, None]
-            _, adjoint = tl.associative_scan((decay, received), 0, _follow, not REVERSE)
-            tl.store(adjoint_ptr + n * step, _row_of(adjoint, CHUNK - 1 - LAST, CHUNK), mask=real)
-
-
-@triton.jit(do_not_specialize=[*SIZES, "g_batch"])
-def _chunk_states_kernel(
-    x_ptr, dt_ptr, A_ptr, B_ptr, C_ptr, bias_ptr, gy_ptr,
-    decay_ptr, end_ptr, adjoint_ptr,
-    height, width, length, chunks,
-    x_batch, x_pixel, dt_batch, dt_pixel, dt_k, b_batch, b_pixel, b_k, c_batch, c_pixel, c_k, g_batch, g_pixel,
-    CODES: tl.constexpr, K: tl.constexpr, COLUMN: tl.constexpr, SOFTPLUS: tl.constexpr,
-    N: tl.constexpr, CHANNELS: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
-):  # fmt: skip
-    """Store the decay product and the end state of each chunk from zero; for the backward pass, with `gy`, also the
-    adjoint of the state that enters it.
-    """
-    batch, chunk, position, channel, here, real = _tile(chunks, length, CHANNELS, CHUNK, BLOCK, BLOCKS)
-    inside = here[:, None] & real[None, :]
-    pixel = _pixel(position, height, width, COLUMN)
-    x = _load(x_ptr + batch * x_batch + pixel[:, None] * x_pixel + channel[None, :], inside)
-    gy = None
-    if gy_ptr is not None:
-        gy = _load(gy_ptr + batch * g_batch + pixel[:, None] * g_pixel + channel[None, :], inside)
-    for k in tl.static_range(K):
-        if (CODES >> (2 * k)) & 1 == COLUMN:
-            dt = _load(dt_ptr + batch * dt_batch + k * dt_k + pixel[:, None] * dt_pixel + channel[None, :], inside)
-            delta = _step_size(_biased(dt, bias_ptr, k * CHANNELS + channel, real), inside, SOFTPLUS)
-            order = _scan_order(chunk, chunks, (CODES >> (2 * k)) & 2 == 2)
-            at = ((batch * K + k) * N * chunks + order) * CHANNELS + channel
-            c_ptr = C_ptr
-            if gy is not None:
-                c_ptr += batch * c_batch + k * c_k + pixel * c_pixel
-            _chunk_states(
-                delta, delta * x, gy, A_ptr + k * N * CHANNELS + channel,
-                B_ptr + batch * b_batch + k * b_k + pixel * b_pixel, c_ptr,
-                decay_ptr + at, end_ptr + at, adjoint_ptr + at, chunks * CHANNELS, here, real,
-                (CODES >> (2 * k)) & 2 == 2, N, CHANNELS, CHUNK,
+def selective_scan_2d_triton(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    codes: Sequence[int],
+) -> Tensor:
+    """Compute `selective_scan_2d` with float32 arithmetic; three passes, two of them once an axis."""
+    with _on(x):
+        launch = _prepare((x, dt, A, B, C, D, dt_bias), dt_softplus, codes)
+        entering, _ = _chunk_states(launch, None)
+        y = x.new_empty(x.shape)
+        for axis, before, target in launch.launches(y):
+            output_kernel[launch.grid()](
+                launch.x, launch.dt, launch.A, launch.B, launch.C, launch.D, launch.bias, entering, before, target,
+                *launch.sizes(), *launch.strides(), **launch.constants(axis),
             )  # fmt: skip
+    return y
+
+
+def selective_scan_2d_triton_backward(
+    grad_y: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    codes: Sequence[int],
+) -> tuple[Tensor, ...]:
+    """Compute the gradients of x, dt, A, B, C, D, dt_bias in their dtypes; empty for a D or dt_bias of None."""
+    with _on(x):
+        launch = _prepare((x, dt, A, B, C, D, dt_bias), dt_softplus, codes)
+        gy = _pixels(grad_y)
+        entering, leaving = _chunk_states(launch, gy)
+        dx, ddt, chunks = x.new_empty(x.shape), dt.new_empty(dt.shape), (x.shape[0], launch.chunks)
+        dB, dC = (_float32(x, launch.blocks, *t.shape) for t in (B, C))
+        dA = _float32(x, *chunks, *launch.A.shape)
+        dD = None if D is None else _float32(x, *chunks, x.shape[3])
+        dbias = None if dt_bias is None else _float32(x, *chunks, *dt_bias.shape)
+        for axis, before, target in launch.launches(dx):
+            gradient_kernel[launch.grid()](
+                launch.x, launch.dt, launch.A, launch.B, launch.C, launch.D, launch.bias, gy, entering, leaving, before,
+                target, ddt, dA, dB, dC, dD if target is dx else None, dbias,
+                *launch.sizes(), x.shape[0], *launch.strides(), *gy.stride()[:2], **launch.constants(axis),
+            )  # fmt: skip
+        return (
+            dx,
+            ddt,
+            dA.sum((0, 1)).transpose(1, 2).to(A.dtype).contiguous(),
+            dB.sum(0).to(B.dtype),
+            dC.sum(0).to(C.dtype),
+            x.new_empty(0) if D is None or dD is None else dD.sum((0, 1)).to(D.dtype).repeat(len(codes), 1),
+            x.new_empty(0) if dt_bias is None or dbias is None else dbias.sum((0, 1)).to(dt_bias.dtype),
+        )

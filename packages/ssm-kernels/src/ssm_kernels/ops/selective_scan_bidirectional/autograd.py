@@ -1,0 +1,34 @@
+"""The gradient of the operator: what the forward keeps, and how the backward operator's results are handed out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .schema import selective_scan_bidirectional_backward_op, selective_scan_bidirectional_op
+
+__all__ = ["selective_scan_bidirectional_op"]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, ctx.dt_softplus, ctx.average, _, ctx.impl = inputs
+    ctx.set_materialize_grads(False)  # no zeros for the saved states, which nobody differentiates
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(*tensors, *output[1:])
+
+
+def _backward(ctx: Any, grad_y: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    *tensors, states, states_b = ctx.saved_tensors
+    if grad_y is None:
+        return (None,) * 19
+    grads = selective_scan_bidirectional_backward_op(
+        *tensors, states, states_b, grad_y, ctx.dt_softplus, ctx.average, ctx.impl
+    )
+    wanted = zip(grads, tensors, ctx.needs_input_grad, strict=False)
+    given = [grad if t is not None and needed else None for grad, t, needed in wanted]
+    return (*given, None, None, None, None)
+
+
+torch.library.register_autograd("ssm_kernels::selective_scan_bidirectional", _backward, setup_context=_setup_context)
