@@ -149,11 +149,15 @@ def test_self_ensemble_runs_the_network_eight_times():
     assert out.shape == (32, 48, 3)
 
 
-def test_out_of_gpu_memory_halves_the_tile_and_goes_on():
+OUT_OF_MEMORY = (torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"))
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_out_of_memory_halves_the_tile_and_goes_on(error):
     class Small(Nearest):
         def forward(self, x):
             if x.shape[2] * x.shape[3] > 100**2:
-                raise torch.OutOfMemoryError("too much")
+                raise error
             return super().forward(x)
 
     image, model, said = noise(300, 300, 3), Small(), []
@@ -161,18 +165,29 @@ def test_out_of_gpu_memory_halves_the_tile_and_goes_on():
     np.testing.assert_array_equal(out, repeated(image))
     assert max(model.seen) == (64, 64)
     assert said == [
-        "out of GPU memory with tiles of 304 pixels; going on with 144",
-        "out of GPU memory with tiles of 144 pixels; going on with 64",
+        "out of memory with tiles of 304 pixels; going on with 144",
+        "out of memory with tiles of 144 pixels; going on with 64",
     ]
 
 
-def test_out_of_gpu_memory_with_the_smallest_tile_is_an_error():
-    class Never(Nearest):
-        def forward(self, x):
-            raise torch.OutOfMemoryError("too much")
+class Failing(nn.Module):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
 
-    with pytest.raises(ValueError, match="out of memory with tiles of 64 pixels; use --device cpu"):
-        upscale(Never(), noise(300, 300, 3), scale=4)
+    def forward(self, x):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_out_of_memory_with_the_smallest_tile_is_an_error(error):
+    with pytest.raises(ValueError, match="out of memory with tiles of 64 pixels; close other programs"):
+        upscale(Failing(error), noise(300, 300, 3), scale=4)
+
+
+def test_other_failures_of_the_network_are_not_taken_for_memory():
+    with pytest.raises(RuntimeError, match="shapes"):
+        upscale(Failing(RuntimeError("shapes")), noise(30, 30, 3), scale=4)
 
 
 def test_a_result_beyond_the_memory_is_refused_before_the_work(monkeypatch):

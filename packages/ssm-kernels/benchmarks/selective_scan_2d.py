@@ -21,7 +21,7 @@ SHAPES = {  # model: (batch, channels, height, width, state), forward and backwa
     "VMamba-T stage 1": ((128, 96, 56, 56, 1), (2.124, 3.492)),
 }
 QUICK = ("Contrast light", "MambaIR")
-CPU_SHAPES = ((1, 60, 64, 64, 1), (1, 48, 32, 32, 16))
+CPU_SHAPES = ((1, 60, 32, 32, 1), (1, 48, 16, 16, 16))
 CPU_QUICK_SHAPES = ((1, 6, 5, 7, 2),)
 DIRECTIONS = 4
 

@@ -120,6 +120,8 @@ def test_initial_values_are_those_of_the_paper():
     assert step.max() <= 1e-1 * 1.001
     middle = step.log().mean().item()
     assert middle == pytest.approx(math.log(1e-2), abs=0.3)
+    one_step = Mamba(16, dt_min=0.5, dt_max=0.5).dt_proj.bias
+    assert torch.allclose(torch.nn.functional.softplus(one_step), torch.tensor(0.5))
     assert torch.allclose(module.A_log.exp(), torch.arange(1.0, 17.0).expand(256, 16))
     assert (module.D == 1).all()
     assert module.dt_proj.weight.abs().max() <= 8**-0.5

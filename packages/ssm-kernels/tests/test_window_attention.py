@@ -188,6 +188,20 @@ def test_slabs_cover_every_window_once(most):
     assert not count[:, 0].any()
 
 
+@pytest.mark.parametrize(("window", "key_window"), [(4, 4), (4, 6), (2, 8), (3, 5), (1, 3)])
+def test_gradients_of_keys_are_added_without_overlap(window, key_window):
+    """No pixel is written twice in one pass (that would be a race on a GPU), and the passes cover every window."""
+    side = 7 * window + key_window - window
+    pixels = torch.arange(side * side).view(1, side, side, 1, 1)
+    windows = torch_impl._windows(pixels, key_window, window)
+    count = 0
+    for rows, columns in torch_impl._disjoint_passes(window, key_window):
+        part = windows[:, rows, columns]
+        assert part.unique().numel() == part.numel()
+        count += part.shape[1] * part.shape[2]
+    assert count == 49
+
+
 def test_no_scores_in_memory_without_a_bias(monkeypatch):
     """The forward leaves windows without bias and mask to the fused attention of PyTorch."""
     monkeypatch.setattr(torch_impl, "_probabilities", lambda *_: pytest.fail("the scores were made"))

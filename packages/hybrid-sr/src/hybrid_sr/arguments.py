@@ -28,7 +28,7 @@ class NetworkOptions:
         preset: Network of a weights file that does not say, or of the shipped weights.
         device: auto (a CUDA GPU if there is one, else the CPU), cpu, cuda, cuda:1, mps.
         precision: Of the network's arithmetic.
-        tile: Side of a tile in input pixels (a multiple of 16), "full" for whole pictures, "auto" by free memory.
+        tile: Largest side of a tile in input pixels (a multiple of 16), "full" for whole pictures, "auto" by memory.
         overlap: Pixels that neighbouring tiles share (a multiple of 16).
         self_ensemble: Average over 8 flips and turns: a little better, 8 times slower.
         max_megapixels: Refuse larger input pictures.

@@ -14,7 +14,7 @@ import torch
 
 from .config import preset as make_config
 from .model import HybridSR
-from .upscaling import Precision, network_runner, pick_device
+from .upscaling import Precision, is_out_of_memory, network_runner, pick_device
 
 
 def benchmark(
@@ -43,15 +43,20 @@ def benchmark(
         weights; on a CPU the growth of the process, None where the system does not tell) and `environment`.
 
     Raises:
-        ValueError: Unknown preset or device.
+        ValueError: Unknown preset or device, or the memory is not enough.
     """
     where = pick_device(device)
     torch.manual_seed(0)
     model = HybridSR(make_config(preset, scale)).to(where).eval()
     run = network_runner(model, where, precision, self_ensemble=False)
     x = torch.rand(1, 3, height, width)
-    with PeakMemory(where) as memory:
-        run(x)
+    try:
+        with PeakMemory(where) as memory:
+            run(x)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ValueError(f"benchmark: out of memory at {width}x{height}; take a smaller picture") from error
     times = []
     for _ in range(repeats):
         _wait(where)

@@ -288,6 +288,8 @@ def _settings(model: HybridSR, options: EvaluateOptions, run: _Evaluated) -> dic
         "scale": options.scale,
         "precision": options.precision,
         "device": str(run.device),
+        "tile": options.tile,
+        "overlap": options.overlap,
         "self_ensemble": options.self_ensemble,
         "data": str(options.data or options.set or "packaged photos"),
     }

@@ -80,8 +80,9 @@ def _base(arguments: list[str]) -> tuple[str | None, TrainConfig | None]:
     if name is None:
         if found.help:
             return None, None
+        known = ", ".join(RECIPES)
         raise ValueError(
-            f"the preset is missing; give it first, one of {', '.join(RECIPES)}, as in: hybrid-sr train tiny --out runs/a"
+            f"the preset is missing; give it first, one of {known}, as in: hybrid-sr train tiny --out runs/a"
         )
     if scale is not None and not str(scale).isdigit():
         raise ValueError(f"--scale must be a whole number, got {scale}; 2, 3 and 4 are usual")

@@ -66,13 +66,13 @@ def upscale(
         model: Upscales (1, 3, h, w) in [0, 1] to (1, 3, s * h, s * w); runs where its parameters are.
         image: (H, W) grey, or (H, W, C) with C 1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha; uint8 or uint16.
         scale: s; None takes `model.config.scale`.
-        tile: Side of a tile in input pixels, a multiple of 16; "full" for the whole picture at once; "auto" for what
-            half of the free memory allows, at most 512.
+        tile: Largest side of a tile in input pixels, a multiple of 16; "full" for the whole picture at once; "auto"
+            for what half of the free memory allows, at most 512.
         overlap: Pixels that neighbouring tiles share, a multiple of 16.
         precision: Of the network's arithmetic (autocast); blending is always float32.
         self_ensemble: Average over the eight flips and transpositions; eight times slower.
         progress: Called with (done, total) after every tile.
-        notify: Called with a message if a GPU's memory is not enough and the tiles are halved.
+        notify: Called with a message if the memory is not enough and the tiles are halved.
 
     Returns:
         (s * H, s * W) or (s * H, s * W, C) in the input's dtype.
@@ -96,7 +96,9 @@ def upscale(
             shared = overlap_for(side, overlap)
             outputs = _upscale_layers(layers.inputs, run, scale, tile=side, overlap=shared, progress=progress)
             return layers.assemble(outputs, scale)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             side = _halved(side, image, error, notify)
         torch.cuda.empty_cache()  # outside the handler, which keeps the failed tile's tensors alive
 
@@ -178,6 +180,11 @@ def tile_for(
     return side
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether PyTorch failed for want of memory, on a GPU or (in words only) on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def _device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
@@ -218,10 +225,11 @@ def network_runner(
 def _halved(side: int, image: NDArray, error: Exception, notify: Callable[[str], None] | None) -> int:
     used = min(side, -(-max(image.shape[:2]) // GRID) * GRID)  # a tile larger than the picture is the picture
     if used <= SMALLEST_TILE:
-        raise ValueError(f"upscale: out of memory with tiles of {SMALLEST_TILE} pixels; use --device cpu") from error
+        remedy = "close other programs, or use --device cpu instead of a GPU"
+        raise ValueError(f"upscale: out of memory with tiles of {SMALLEST_TILE} pixels; {remedy}") from error
     smaller = max(SMALLEST_TILE, used // 2 // GRID * GRID)
     if notify is not None:
-        notify(f"out of GPU memory with tiles of {used} pixels; going on with {smaller}")
+        notify(f"out of memory with tiles of {used} pixels; going on with {smaller}")
     return smaller
 
 

@@ -61,9 +61,9 @@ def packaged_photos() -> list[Photo]:
     return photos
 
 
-def middle(pair: Pair, scale: int) -> Pair:
-    """Cut the middle of a photo, at most 480 high-resolution pixels; the low-resolution ones are those of the whole."""
-    side = max(1, MIDDLE // scale)
+def middle(pair: Pair, scale: int, most: int = MIDDLE) -> Pair:
+    """Cut the middle of a photo, `most` high-resolution pixels or less; low-resolution ones are those of the whole."""
+    side = max(1, most // scale)
     height, width = pair.lr.shape[:2]
     top, left = max(0, (height - side) // 2), max(0, (width - side) // 2)
     lr = pair.lr[top : top + side, left : left + side]
@@ -87,17 +87,10 @@ def score(network: Network, pairs: list[Pair], scale: int, device: torch.device)
 
 def draw(network: Network, pairs: list[Pair], scale: int, device: torch.device, path: Path) -> None:
     """Save a picture, one row a photo: low resolution, bicubic, the network, the original."""
-    side = VIEW // scale
     rows = []
-    for pair in pairs[:DRAWN]:
-        lr = pair.lr[:side, :side]
-        ours = upscale(network, lr, device)
-        parts = (
-            lr.repeat(scale, 0).repeat(scale, 1),
-            imresize(lr, scale),
-            ours,
-            pair.hr[: side * scale, : side * scale],
-        )
+    for pair in (middle(pair, scale, VIEW) for pair in pairs[:DRAWN]):
+        enlarged = pair.lr.repeat(scale, 0).repeat(scale, 1)
+        parts = (enlarged, imresize(pair.lr, scale), upscale(network, pair.lr, device), pair.hr)
         rows.append(np.concatenate(parts, axis=1))
     width = max(row.shape[1] for row in rows)
     rows = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.checks import refuse
 from ..ops.dispatch import Impl
 from ..ops.selective_scan_2d import DIRECTIONS, selective_scan_2d
 
@@ -65,10 +66,10 @@ class SS2D(nn.Module):
         sizes = {"d_model": d_model, "d_state": d_state, "ssm_ratio * d_model": inner, "dt_rank": rank}
         for name, size in sizes.items():
             if size < 1:
-                raise ValueError(f"SS2D: {name} must be at least 1, got {size}; the usual d_state and ssm_ratio are 1")
+                refuse("SS2D", name, "at least 1", size, "the usual d_state and ssm_ratio are 1")
         for name, value, known in (("activation", activation, ("gelu", "silu")), ("init", init, ("v2", "v0"))):
             if value not in known:
-                raise ValueError(f"SS2D: {name} must be one of {', '.join(known)}, got {value!r}; see the docstring")
+                refuse("SS2D", name, "one of " + ", ".join(known), repr(value), "the docstring says what they do")
         self.d_state, self.dt_rank = d_state, rank
         self.impl: Impl = impl
         self.activation, self.init = activation, init
@@ -103,7 +104,10 @@ class SS2D(nn.Module):
         self.dt_projs_bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse of softplus
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, H, W, C) to (B, H, W, C), in the dtype of `x` or of autocast."""
+        """Map (B, H, W, C) to (B, H, W, C), in the dtype of `x` or of autocast; ValueError for another shape."""
+        if x.dim() != 4 or x.shape[-1] != self.in_proj.in_features:
+            wanted = f"of shape (B, H, W, {self.in_proj.in_features})"
+            refuse("SS2D", "x", wanted, tuple(x.shape), "channels come last: x.permute(0, 2, 3, 1)")
         u = self.in_proj(x)
         u = self.conv2d(u.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # a channels_last view: no copy
         u = F.gelu(u) if self.activation == "gelu" else F.silu(u)

@@ -10,7 +10,6 @@ passes them unchanged.
 """
 # This is Triton's language: constexpr parameters take plain values, and a branch on one is decided when compiling.
 # pyright: reportArgumentType=false, reportAssignmentType=false, reportGeneralTypeIssues=false
-# ruff: noqa: PLR0917
 
 import triton
 import triton.language as tl
@@ -29,6 +28,12 @@ SIZES = (
 def _follow(decay_before, state_before, decay, state):
     """Join two stretches of the recurrence h = decay * h + state."""
     return decay_before * decay, decay * state_before + state
+
+
+@triton.jit
+def _follow_twice(decay_before, state_before, kept_before, decay, state, kept):
+    """Do the same, and keep decay * h of the state before the last step: state minus input would cancel."""
+    return decay_before * decay, decay * state_before + state, decay * state_before + kept
 
 
 @triton.jit
@@ -255,14 +260,16 @@ def _gradients_of_direction(
         rate = _load(A_ptr + n * CHANNELS, real)[None, :]
         exponent = rate * LOG2_E
         b = _load(b_ptr + n, here)[:, None]
-        added = scaled * b
-        product, state = tl.associative_scan((tl.exp2(delta * exponent), added), 0, _follow, REVERSE)
-        state += product * _load(entering_ptr + n * state_step, real)[None, :]
+        none = tl.zeros([CHUNK, BLOCK], tl.float32)
+        terms = (tl.exp2(delta * exponent), scaled * b, none)
+        product, state, kept = tl.associative_scan(terms, 0, _follow_twice, REVERSE)
+        entering = product * _load(entering_ptr + n * state_step, real)[None, :]
+        state += entering
         received = gy * _load(c_ptr + n, here)[:, None]
         decay = tl.exp2(next_delta * exponent)
         product, adjoint = tl.associative_scan((decay, received), 0, _follow, not REVERSE)
         adjoint += product * _load(leaving_ptr + n * state_step, real)[None, :]
-        grad_exponent = adjoint * (state - added)  # the state before the step times its decay, without a shift
+        grad_exponent = adjoint * (kept + entering)
         grad_scaled = adjoint * b
         dx += grad_scaled * delta
         grad_delta += grad_scaled * x + grad_exponent * rate

@@ -175,13 +175,18 @@ def window_attention_torch(
     return plan.back(out)
 
 
+def _disjoint_passes(window: int, key_window: int) -> list[tuple[slice, slice]]:
+    """Divide rows and columns of windows so that the key windows of one pass do not overlap."""
+    passes = -(-key_window // window)
+    return [(slice(i, None, passes), slice(j, None, passes)) for i, j in product(range(passes), repeat=2)]
+
+
 def _add_windows(picture: Tensor, box: Box, part: Tensor, plan: _Plan) -> None:
-    """Add gradients of key windows to the padded picture, in passes of windows that do not overlap."""
-    passes = -(-plan.key_window // plan.window)
+    """Add gradients of key windows to the padded picture, one pass of disjoint windows after the other."""
     target = plan.key_windows(picture)[box]
-    part = part[..., : picture.shape[-1]].reshape(target.shape)
-    for i, j in product(range(passes), repeat=2):
-        target[:, i::passes, j::passes] += part[:, i::passes, j::passes]
+    part = part.view(target.shape)
+    for rows, columns in _disjoint_passes(plan.window, plan.key_window):
+        target[:, rows, columns] += part[:, rows, columns]
 
 
 def window_attention_backward_torch(

@@ -1,0 +1,302 @@
+"""The Triton kernels of `selective_scan`: in Triton's interpreter on short rows, on a GPU at real sizes.
+
+Both ways through a row are forced, whatever the size would choose: one program per row, or one per chunk.
+"""
+
+import numpy as np
+import pytest
+import torch
+import triton
+from ssm_kernels.ops.selective_scan import kernels, selective_scan
+from ssm_kernels.ops.selective_scan_bidirectional import kernels as both_ways
+from ssm_kernels.ops.selective_scan_bidirectional import selective_scan_bidirectional
+from ssm_kernels.testing import assert_as_accurate, error_ratio, poisoned_buffers, scan_inputs
+
+gpu = pytest.mark.gpu
+NAMES = ("x", "dt", "A", "B", "C", "D", "z", "dt_bias", "initial_state")
+
+
+@pytest.fixture(autouse=True)
+def quick_scans(monkeypatch):
+    """Scan slice by slice when interpreting: Triton's own loop goes number by number and takes seconds per tile."""
+    if not triton.knobs.runtime.interpret:
+        return
+    from triton.runtime.interpreter import ScanOps
+
+    def scan_slices(self, values):
+        length = values[0].handle.data.shape[self.axis]
+        state, states = None, []
+        for i in range(length):
+            here = [self.to_tensor(np.take(v.handle.data, i, self.axis), v.dtype) for v in values]
+            state = here if state is None else self.combine_fn.fn(*state, *here)
+            states.append([s.handle.data for s in state])
+        return [
+            self.to_tensor(np.stack(parts, self.axis), v.dtype)
+            for parts, v in zip(zip(*states, strict=True), values, strict=True)
+        ]
+
+    monkeypatch.setattr(ScanOps, "generic_scan", scan_slices)
+
+
+def by_kernels(inputs, cotangents, *, chunk, parallel, cu_seqlens=None, reverse=False):
+    """Run the launchers under the operator: y, final state, gradients of what was given."""
+    tensors = (*inputs.values(), cu_seqlens)
+    y, final, states = kernels.forward(*tensors, True, reverse, save_states=True, chunk=chunk, parallel=parallel)
+    grads = kernels.backward(*tensors, True, reverse, states, *cotangents, chunk=chunk, parallel=parallel)
+    found = {name: g for name, g, x in zip(NAMES, grads, inputs.values(), strict=True) if x is not None}
+    return {"y": y, "final": final} | found
+
+
+def by_definition(inputs, cotangents, *, dtype=None, **options):
+    given = {name: x if dtype is None else x.to(dtype) for name, x in inputs.items() if x is not None}
+    leaves = {name: x.detach().clone().requires_grad_() for name, x in given.items()}
+    y, final = selective_scan(**leaves, dt_softplus=True, return_final_state=True, impl="reference", **options)
+    cotangents = [c.to(out) for c, out in zip(cotangents, (y, final), strict=True)]
+    grads = torch.autograd.grad([y, final], list(leaves.values()), cotangents)
+    return {"y": y.detach(), "final": final.detach()} | dict(zip(leaves, grads, strict=True))
+
+
+def cotangents_of(inputs, rows):
+    generator = torch.Generator().manual_seed(1)
+    x, A = inputs["x"], inputs["A"]
+    grad_y = torch.randn(x.shape, generator=generator).to(x)
+    return grad_y, torch.randn(rows, *A.shape[-2:], generator=generator).to(A)
+
+
+def assert_parity(inputs, rows=None, *, chunk, parallel, **options):
+    cotangents = cotangents_of(inputs, rows or inputs["x"].shape[0])
+    truth = by_definition(inputs, cotangents, dtype=torch.float64, **options)
+    eager = by_definition(inputs, cotangents, **options)
+    found = by_kernels(inputs, cotangents, chunk=chunk, parallel=parallel, **options)
+    for name in truth:
+        assert_as_accurate(name, found[name], eager[name], truth[name])
+
+
+SHORT = {  # batch, length, channels, state; groups
+    "blocks of four steps and a rest": ((2, 11, 5, 3), None),
+    "groups": ((1, 9, 6, 2), 2),
+    "one step": ((3, 1, 4, 4), None),
+    "one channel": ((1, 13, 1, 1), None),
+    "two blocks of channels": ((1, 8, 17, 1), None),
+}
+REAL = {
+    "short rows": ((16, 197, 384, 16), None),
+    "long row": ((1, 6085, 96, 16), None),
+    "groups": ((2, 1000, 240, 1), 4),
+    "odd": ((3, 333, 37, 5), None),
+    "large state": ((1, 200, 12, 256), None),
+}
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("case", SHORT)
+def test_short_rows(case, reverse, parallel):
+    shape, groups = SHORT[case]
+    inputs = scan_inputs(*shape, groups=groups, batched_A=case == "groups").kwargs()
+    assert_parity(inputs, chunk=4, parallel=parallel, reverse=reverse)
+
+
+@gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("case", REAL)
+def test_real_sizes(case, reverse, parallel, dtype):
+    shape, groups = REAL[case]
+    inputs = scan_inputs(*shape, groups=groups, dtype=dtype, device="cuda").kwargs()
+    assert_parity(inputs, chunk=64, parallel=parallel, reverse=reverse)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision(dtype, parallel):
+    assert_parity(scan_inputs(1, 6, 3, 2, dtype=dtype).kwargs(), chunk=4, parallel=parallel)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_nothing_optional(parallel):
+    assert_parity(scan_inputs(2, 6, 3, 2, optional=False).kwargs(), chunk=4, parallel=parallel)
+
+
+@pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=gpu)])
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("own_parameters", [False, True])
+def test_packed(where, parallel, reverse, own_parameters):
+    """Empty sequences first, in between and last; chunks never cross a bound."""
+    scale, chunk = (1, 4) if where == "cpu" else (50, 64)
+    bounds = [scale * b for b in (0, 0, 3, 3, 8, 9, 9)]
+    inputs = scan_inputs(1, bounds[-1], 4, 2, groups=2, device=where).kwargs()
+    own = scan_inputs(6, 1, 4, 2, batched_A=own_parameters, device=where)
+    inputs |= {"A": own.A, "D": own.D, "initial_state": own.initial_state}
+    cu_seqlens = torch.tensor(bounds, dtype=torch.int32, device=where)
+    assert_parity(inputs, 6, chunk=chunk, parallel=parallel, reverse=reverse, cu_seqlens=cu_seqlens)
+
+
+def inputs_with(x, **changes):
+    return scan_inputs(*x).kwargs() | changes
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("dt", [1e4, -1e4])
+@pytest.mark.parametrize("rate", [-1e4, -1e-6])
+def test_extreme_steps_and_rates(dt, rate, parallel):
+    inputs = scan_inputs(1, 6, 3, 2).kwargs()
+    small = {name: inputs[name] * 1e-2 for name in ("x", "B", "C")}
+    inputs |= small | {"dt": torch.full_like(inputs["dt"], dt), "A": torch.full_like(inputs["A"], rate)}
+    assert_parity(inputs, chunk=4, parallel=parallel)
+
+
+def test_softplus_keeps_its_tails():
+    """Relative accuracy of log(1 + exp(x)) where it is tiny: a time step of 1e-6 is not 0."""
+    dt = torch.tensor([-1e4, -87.0, -30.0, -15.0, -5.0, -1.0, 0.0, 1.0, 19.0, 21.0, 1e4])[:, None, None]
+    one = torch.ones_like(dt)
+    y = selective_scan(one, dt, torch.zeros(1, 1), one, one, dt_softplus=True, impl="triton")
+    torch.testing.assert_close(y, torch.nn.functional.softplus(dt), rtol=3e-7, atol=1e-38)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_every_buffer_is_written_and_repeats_are_bit_equal(parallel):
+    inputs = scan_inputs(1, 9, 4, 2).kwargs()
+    cotangents = cotangents_of(inputs, 1)
+    clean = by_kernels(inputs, cotangents, chunk=4, parallel=parallel)
+    with poisoned_buffers():
+        poisoned = by_kernels(inputs, cotangents, chunk=4, parallel=parallel)
+    assert all(torch.equal(clean[name], poisoned[name]) for name in clean)
+
+
+def test_strides_are_followed():
+    """Transposed, sliced and expanded inputs, and mixed dtypes, through the operator itself."""
+    made = scan_inputs(2, 5, 4, 2).kwargs()
+    inputs = made | {
+        "x": made["x"].transpose(0, 1).contiguous().transpose(0, 1),
+        "z": torch.cat([made["x"], made["z"]], -1)[..., 4:],
+        "B": made["B"].movedim(-1, 0).contiguous().movedim(0, -1),
+        "dt": made["dt"][:, :1].expand(-1, 5, -1).bfloat16(),
+        "A": made["A"].T.contiguous().T.half(),
+    }
+    cotangents = cotangents_of(inputs, 2)
+    truth = by_definition(inputs, cotangents, dtype=torch.float64)
+    leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
+    y, final = selective_scan(**leaves, dt_softplus=True, return_final_state=True, impl="triton")
+    # a gradient of y whose last axis is not contiguous
+    grads = torch.autograd.grad([y, final], list(leaves.values()), [cotangents[0].mT.contiguous().mT, cotangents[1]])
+    assert error_ratio(y, truth["y"]) < 1e-6
+    for (name, x), grad in zip(leaves.items(), grads, strict=True):
+        assert (grad.dtype, grad.shape) == (x.dtype, x.shape)
+        assert error_ratio(grad, truth[name]) < max(1e-6, torch.finfo(x.dtype).eps), name
+
+
+def direction(inputs):
+    return tuple(inputs[name] for name in ("x", "dt", "A", "B", "C", "D", "dt_bias"))
+
+
+@pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=gpu)])
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+def test_bidirectional(where, parallel, gated):
+    shape, chunk = ((2, 9, 3, 2), 4) if where == "cpu" else ((4, 500, 96, 16), 64)
+    ahead = scan_inputs(*shape, device=where).kwargs()
+    behind = direction(scan_inputs(*shape, device=where, seed=1).kwargs())
+    z = ahead["z"] if gated else None
+    ahead = direction(ahead)
+    grad_y = torch.randn(shape[:3], generator=torch.Generator().manual_seed(1)).to(where)
+
+    y, *states = both_ways.forward(ahead, behind, z, True, True, save_states=True, chunk=chunk, parallel=parallel)
+    grads = both_ways.backward(ahead, behind, z, *states, grad_y, True, True, chunk=chunk, parallel=parallel)
+    found = [y, *(grads if gated else grads[:-1])]
+
+    def defined(dtype):
+        leaves = [t.to(dtype).requires_grad_() for t in (*ahead, *behind)]
+        gate = None if z is None else z.to(dtype).requires_grad_()
+        y = selective_scan_bidirectional(*leaves, z=gate, average=True, impl="reference")
+        wanted = [*leaves, gate] if gate is not None else leaves
+        return [y.detach(), *torch.autograd.grad(y, wanted, grad_y.to(dtype))]
+
+    for i, (ours, eager, truth) in enumerate(zip(found, defined(torch.float32), defined(torch.float64), strict=True)):
+        assert_as_accurate(f"result {i}", ours, eager, truth)
+
+
+def test_the_way_through_a_row_depends_on_its_size():
+    """Many short rows go one by one, few long ones in chunks; forcing either is what the tests above do."""
+
+    def parallel(*shape):
+        x = torch.empty(shape[:3], device="meta")
+        weights = torch.empty(*shape[:2], shape[3], device="meta")
+        A = torch.empty(shape[2], shape[3], device="meta")
+        scan = kernels.prepare(x, x, A, weights, weights, None, None, None, None, None, True, False, chunk=64)
+        return scan.parallel
+
+    assert not parallel(128, 197, 384, 16)  # Vim-T at 224 pixels
+    assert not parallel(1, 200, 64, 16)  # too short to be cut
+    assert parallel(8, 6085, 384, 16)  # Vim-T at 1248 pixels
+    assert parallel(8, 2048, 2048, 16) or parallel(1, 65536, 2048, 16)
+
+
+@gpu
+def test_nothing_compiles_again_for_another_batch_or_length():
+    def compiled():
+        names = ("forward_kernel", "local_kernel", "carry_kernel", "backward_kernel", "sum_kernel")
+        caches = [getattr(kernels, name).device_caches[torch.cuda.current_device()][0] for name in names]
+        return sum(map(len, caches))
+
+    counts = []
+    for batch, length in ((2, 64), (3, 333), (5, 1000), (1, 4099)):
+        for parallel in (False, True):
+            inputs = scan_inputs(batch, length, 48, 16, dtype=torch.bfloat16, device="cuda").kwargs()
+            by_kernels(inputs, cotangents_of(inputs, batch), chunk=64, parallel=parallel)
+        counts.append(compiled())
+    assert counts[0] == counts[-1], counts
+
+
+@gpu
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", [False, True])
+def test_offsets_beyond_two_to_the_31(parallel):
+    """The last row begins behind element 2**31; it must equal the same row alone."""
+    batch, length, channels = 3, 1 << 15, 1 << 15
+    generator = torch.Generator(device="cuda").manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, device="cuda", dtype=torch.bfloat16)
+
+    x, dt = normal(batch, length, channels), normal(batch, length, channels)
+    B, C = normal(batch, length, 1), normal(batch, length, 1)
+    A = -torch.rand(channels, 1, generator=generator, device="cuda")
+    assert batch * length * channels > 2**31
+    rest = (None, None, None, None, None, True, False)
+    y, final, _ = kernels.forward(x, dt, A, B, C, *rest, save_states=False, chunk=64, parallel=parallel)
+    last = [t[-1:].clone() for t in (x, dt, B, C)]
+    alone = kernels.forward(
+        last[0], last[1], A, last[2], last[3], *rest, save_states=False, chunk=64, parallel=parallel
+    )
+    assert torch.equal(y[-1:], alone[0])
+    assert torch.equal(final[-1:], alone[1])
+
+
+@gpu
+@pytest.mark.slow
+def test_gradient_offsets_beyond_two_to_the_31():
+    """A row of 2**27 + 77 steps of 16 channels; its tail depends on nothing far away, so it equals the tail alone."""
+    length, channels, tail = (1 << 27) + 77, 16, 4096
+    generator = torch.Generator(device="cuda").manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, device="cuda", dtype=torch.bfloat16)
+
+    x, dt, grad_y = (normal(1, length, channels) for _ in range(3))
+    B, C = normal(1, length, 1), normal(1, length, 1)
+    A = torch.full((channels, 1), -4.0, device="cuda")
+    assert x.numel() > 2**31
+
+    def gradients(part):
+        cut = [t[:, part] for t in (x, dt, B, C)]
+        args = (cut[0], cut[1], A, cut[2], cut[3], None, None, None, None, None, True, False)
+        states = kernels.forward(*args, save_states=True, chunk=64)[2]
+        return kernels.backward(*args, states, grad_y[:, part], None, chunk=64)
+
+    whole, alone = gradients(slice(None)), gradients(slice(-tail, None))
+    for name, ours, theirs in zip(NAMES, whole, alone, strict=True):
+        if name in ("x", "dt", "B", "C"):
+            assert error_ratio(ours[:, -tail // 2 :], theirs[:, -tail // 2 :].double()) < 1e-2, name
