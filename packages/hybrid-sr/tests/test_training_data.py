@@ -363,5 +363,5 @@ def test_stream_crops_are_aligned(stream_cfg: TrainConfig):
 
 def test_stream_without_the_library_says_how_to_get_it(cfg: TrainConfig, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ValueError, match="pip install datasets"):
+    with pytest.raises(ValueError, match=r"hybrid-sr\[streaming\]"):
         open_source(dataclasses.replace(cfg, data="owner/name"), rank=0, verbose=False)

@@ -13,5 +13,5 @@ def test_version_is_the_one_declared():
 
 
 def test_import_is_light():
-    code = "import sys, mamba_diffusion; print([name for name in ('torch', 'triton', 'accelerate') if name in sys.modules])"
+    code = "import sys, mamba_diffusion; print([m for m in ('torch', 'triton', 'accelerate') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

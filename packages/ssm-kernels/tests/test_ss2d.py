@@ -94,10 +94,10 @@ def test_initial_values():
     v2, v0 = SS2D(64, 4), SS2D(64, 4, init="v0")
     assert (v2.A_logs == 0).all() and (v2.Ds == 1).all() and (v0.Ds == 1).all()
     for values in (v2.dt_projs_weight, v2.dt_projs_bias):
-        assert 0 <= values.min() and values.max() < 0.1 and 0.04 < values.mean() < 0.06
+        assert values.min() >= 0 and values.max() < 0.1 and 0.04 < values.mean() < 0.06
     torch.testing.assert_close(v0.A_logs.exp(), torch.arange(1.0, 5).expand(256, 4))
     step = torch.nn.functional.softplus(v0.dt_projs_bias)
-    assert 0.99e-3 < step.min() and step.max() < 0.101 and 0.008 < step.log().mean().exp() < 0.012
+    assert step.min() > 0.99e-3 and step.max() < 0.101 and 0.008 < step.log().mean().exp() < 0.012
     assert v0.dt_projs_weight.abs().max() <= 0.5 and v0.dt_projs_weight.std() > 0.25
     bound = 1 / 8
     assert v2.x_proj_weight.abs().max() <= bound and v2.x_proj_weight.std() > 0.5 * bound

@@ -126,7 +126,8 @@ def open_rows(data: str, seed: int) -> tuple[str, Any]:
         import datasets
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"data: {data} is no folder with images, and reading it as a data set needs: pip install datasets"
+            f"data: {data} is no folder with images, and reading it as a data set needs a library; "
+            "pip install 'hybrid-sr[streaming]'"
         ) from error
     try:
         rows = datasets.load_dataset(*_request(data), split="train", streaming=True)

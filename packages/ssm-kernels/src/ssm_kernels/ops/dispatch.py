@@ -30,7 +30,9 @@ def why_not_triton(x: Tensor) -> str | None:
     return None
 
 
-def check_impl(op: str, impl: str, x: Tensor, known: tuple[str, ...] = ("auto", "triton", "torch", "reference")) -> None:
+def check_impl(
+    op: str, impl: str, x: Tensor, known: tuple[str, ...] = ("auto", "triton", "torch", "reference")
+) -> None:
     """Refuse an unknown `impl`, and an explicit "triton" that cannot run; an explicit choice never falls back.
 
     Raises:

@@ -7,7 +7,7 @@ are int64. L, B and the strides that depend on them are not specialised on, so t
 """
 # This is Triton's language: constexpr parameters take plain values, and a branch on one is decided when compiling.
 # pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false
-# ruff: noqa: PLR0912, PLR0915, PLR0917, SIM102, SIM108
+# ruff: noqa: PLR0912, PLR0915, SIM102, SIM108
 
 import triton
 import triton.language as tl
