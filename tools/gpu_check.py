@@ -1,6 +1,6 @@
-"""Run the GPU tests and the benchmarks on a machine with a bare python3, torch, triton and pytest; installs nothing.
+"""Run the benchmarks and the GPU tests on a machine with a bare python3, torch, triton and pytest; installs nothing.
 
-    python3 tools/gpu_check.py --out DIR [--quick] [--skip-benchmarks] [-k EXPRESSION]
+    python3 tools/gpu_check.py --out DIR [--quick] [--skip-benchmarks] [-k EXPRESSION] [--jobs N]
 
 The packages are taken from this checkout through PYTHONPATH. DIR receives `environment.json`, `gpu-tests.log`,
 `gpu-tests.xml` and one JSON per benchmark. The exit code is 0 only if every test passed and every benchmark
@@ -40,7 +40,7 @@ def describe() -> dict[str, str]:
     return {"gpu": gpu, "driver": driver, **versions, "git": git.stdout.strip() or "unknown"}
 
 
-def run_tests(out: Path, expression: str | None) -> int:
+def run_tests(out: Path, expression: str | None, jobs: int) -> int:
     """Run every test marked gpu whose package's own dependencies are here; return pytest's exit code."""
     folders = [ROOT / "tests"]
     for package in sorted((ROOT / "packages").iterdir()):
@@ -49,7 +49,21 @@ def run_tests(out: Path, expression: str | None) -> int:
             print(f"{package.name}: its tests are left out, this machine lacks {', '.join(missing)}", flush=True)
         else:
             folders.append(package / "tests")
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--slow", "-p", "no:cacheprovider"]
+    # pytest-benchmark, where it is installed, warns under pytest-xdist, and warnings are errors here
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "gpu",
+        "--slow",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:benchmark",
+    ]
+    command += ["-n", str(jobs)] if jobs > 1 and importlib.util.find_spec("xdist") else []
     command += [f"--junitxml={out / 'gpu-tests.xml'}", *(["-k", expression] if expression else [])]
     command += [str(folder) for folder in folders if folder.exists()]
     with (
@@ -77,12 +91,13 @@ def run_benchmarks(out: Path, quick: bool) -> int:
 
 
 def main() -> int:
-    """Describe the machine, test, benchmark; 0 if all is well, 1 if something failed, 2 if this machine cannot."""
+    """Describe the machine, benchmark, test; 0 if all is well, 1 if something failed, 2 if this machine cannot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for logs and JSON, made if missing")
     parser.add_argument("--quick", action="store_true", help="a few benchmark shapes only")
     parser.add_argument("--skip-benchmarks", action="store_true")
     parser.add_argument("-k", dest="expression", help="only the tests that match, as pytest -k")
+    parser.add_argument("--jobs", type=int, default=4, help="test processes that share the GPU, with pytest-xdist")
     args = parser.parse_args()
     missing = [name for name in ("torch", "triton", "pytest") if importlib.util.find_spec(name) is None]
     if missing:
@@ -97,8 +112,8 @@ def main() -> int:
     about = describe()
     (args.out / "environment.json").write_text(json.dumps(about, indent=2) + "\n")
     print(json.dumps(about), flush=True)
-    tests = run_tests(args.out, args.expression)
-    failed = 0 if args.skip_benchmarks else run_benchmarks(args.out, args.quick)
+    failed = 0 if args.skip_benchmarks else run_benchmarks(args.out, args.quick)  # first, with the GPU to themselves
+    tests = run_tests(args.out, args.expression, args.jobs)
     print(f"gpu_check: tests exit code {tests}, {failed} benchmarks failed")
     return 1 if tests or failed else 0
 

@@ -10,7 +10,7 @@ from hybrid_sr import weights as weights_module
 from hybrid_sr.config import PRESETS, ModelConfig, preset
 from hybrid_sr.keymap import fitting_presets, from_published, is_published, published_config, unwrap
 from hybrid_sr.model import HybridSR
-from hybrid_sr.weights import load_model, shipped, shipped_models
+from hybrid_sr.weights import load_model, shipped, shipped_models, start_from
 from safetensors.torch import load_file, save_file
 
 SMALL = ModelConfig(scale=2, dim=36, depths=(2,), channel_attention=True, position="table")
@@ -194,3 +194,23 @@ def test_everything_that_ships_loads():
     for name in shipped_models():
         kind, _, scale = name.rpartition("-x")
         assert load_model(preset=kind, scale=int(scale)).config == preset(kind, int(scale))
+
+
+def test_start_from_takes_what_fits_and_names_the_rest(tmp_path):
+    """Fine-tuning to another scale keeps the body; only the upsampler starts anew."""
+    old, new = HybridSR(preset("tiny", 2)), HybridSR(preset("tiny", 4))
+    before = {name: x.clone() for name, x in new.named_parameters()}
+    old.save_pretrained(tmp_path / "model")
+    anew = start_from(new, tmp_path / "model")
+    assert anew == ["upsampler.conv.weight", "upsampler.conv.bias"]
+    theirs = dict(old.named_parameters())
+    for name, x in new.named_parameters():
+        assert torch.equal(x, before[name] if name in anew else theirs[name]), name
+
+
+def test_start_from_refuses_what_is_unrelated(tmp_path):
+    save_file({"weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="init must be weights of a related network"):
+        start_from(HybridSR(preset("tiny", 2)), tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="init must be a model/ folder"):
+        start_from(HybridSR(preset("tiny", 2)), tmp_path / "nothing")

@@ -47,16 +47,19 @@ def loss(inputs):
     return (y * y.detach().cos()).sum() + final.sum()
 
 
-def test_compiles_once_for_any_batch_and_length():
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_compiles_once_for_any_batch_and_length(device):
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend=counter)
     for batch, length in [(2, 70), (3, 40), (5, 129), (2, 64)]:
         found, wanted = [], []
         for function, grads in ((compiled, found), (loss, wanted)):
-            inputs = {k: v.requires_grad_() for k, v in scan_inputs(batch, length, 4, 3).kwargs().items()}
+            inputs = {
+                k: v.requires_grad_() for k, v in scan_inputs(batch, length, 4, 3, device=device).kwargs().items()
+            }
             function(inputs).backward()
             grads.extend(v.grad for v in inputs.values())
-        assert all(error_ratio(a, b) < 1e-6 for a, b in zip(found, wanted, strict=True))
+        assert all(error_ratio(a, b) < 1e-5 for a, b in zip(found, wanted, strict=True))
     assert counter.frame_count == 1
 
 

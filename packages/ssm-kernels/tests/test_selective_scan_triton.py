@@ -73,11 +73,11 @@ def assert_parity(inputs, rows=None, *, chunk, parallel, **options):
 
 
 SHORT = {  # batch, length, channels, state; groups
-    "blocks of four steps and a rest": ((2, 11, 5, 3), None),
-    "groups": ((1, 9, 6, 2), 2),
-    "one step": ((3, 1, 4, 4), None),
-    "one channel": ((1, 13, 1, 1), None),
-    "two blocks of channels": ((1, 8, 17, 1), None),
+    "blocks of four steps and a rest": ((2, 11, 13, 3), None),
+    "groups": ((1, 9, 14, 2), 2),
+    "one step": ((3, 1, 8, 4), None),
+    "one channel": ((2, 9, 1, 3), None),
+    "two blocks of channels": ((1, 8, 17, 2), None),
 }
 REAL = {
     "short rows": ((16, 197, 384, 16), None),
@@ -92,9 +92,19 @@ REAL = {
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("case", SHORT)
 def test_short_rows(case, reverse, parallel):
+    """Eager PyTorch's error is taken over eight draws: on one draw of a handful of numbers it is luck."""
     shape, groups = SHORT[case]
-    inputs = scan_inputs(*shape, groups=groups, batched_A=case == "groups").kwargs()
-    assert_parity(inputs, chunk=4, parallel=parallel, reverse=reverse)
+    eager, truth = [], []
+    for seed in range(8):
+        inputs = scan_inputs(*shape, groups=groups, batched_A=case == "groups", seed=seed).kwargs()
+        cotangents = cotangents_of(inputs, shape[0])
+        eager.append(by_definition(inputs, cotangents, reverse=reverse))
+        truth.append(by_definition(inputs, cotangents, dtype=torch.float64, reverse=reverse))
+    found = by_kernels(inputs, cotangents, chunk=4, parallel=parallel, reverse=reverse)
+    for name, ours in found.items():
+        theirs, exact = (torch.stack([results[name] for results in kind]) for kind in (eager, truth))
+        allowed = 1.5 * error_ratio(theirs, exact) + torch.finfo(ours.dtype).eps
+        assert error_ratio(ours, exact[-1]) <= allowed, name
 
 
 @gpu
@@ -111,12 +121,12 @@ def test_real_sizes(case, reverse, parallel, dtype):
 @pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision(dtype, parallel):
-    assert_parity(scan_inputs(1, 6, 3, 2, dtype=dtype).kwargs(), chunk=4, parallel=parallel)
+    assert_parity(scan_inputs(1, 6, 13, 2, dtype=dtype).kwargs(), chunk=4, parallel=parallel)
 
 
 @pytest.mark.parametrize("parallel", [False, True])
 def test_nothing_optional(parallel):
-    assert_parity(scan_inputs(2, 6, 3, 2, optional=False).kwargs(), chunk=4, parallel=parallel)
+    assert_parity(scan_inputs(2, 6, 13, 2, optional=False).kwargs(), chunk=4, parallel=parallel)
 
 
 @pytest.mark.parametrize("where", ["cpu", pytest.param("cuda", marks=gpu)])
@@ -126,23 +136,19 @@ def test_nothing_optional(parallel):
 def test_packed(where, parallel, reverse, own_parameters):
     """Empty sequences first, in between and last; chunks never cross a bound."""
     scale, chunk = (1, 4) if where == "cpu" else (50, 64)
-    bounds = [scale * b for b in (0, 0, 3, 3, 8, 9, 9)]
-    inputs = scan_inputs(1, bounds[-1], 4, 2, groups=2, device=where).kwargs()
-    own = scan_inputs(6, 1, 4, 2, batched_A=own_parameters, device=where)
+    bounds = [scale * b for b in (0, 0, 3, 3, 8, 8)]
+    inputs = scan_inputs(1, bounds[-1], 10, 2, groups=1 if where == "cpu" else 2, device=where).kwargs()
+    own = scan_inputs(5, 1, 10, 2, batched_A=own_parameters, device=where)
     inputs |= {"A": own.A, "D": own.D, "initial_state": own.initial_state}
     cu_seqlens = torch.tensor(bounds, dtype=torch.int32, device=where)
-    assert_parity(inputs, 6, chunk=chunk, parallel=parallel, reverse=reverse, cu_seqlens=cu_seqlens)
-
-
-def inputs_with(x, **changes):
-    return scan_inputs(*x).kwargs() | changes
+    assert_parity(inputs, 5, chunk=chunk, parallel=parallel, reverse=reverse, cu_seqlens=cu_seqlens)
 
 
 @pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("dt", [1e4, -1e4])
 @pytest.mark.parametrize("rate", [-1e4, -1e-6])
 def test_extreme_steps_and_rates(dt, rate, parallel):
-    inputs = scan_inputs(1, 6, 3, 2).kwargs()
+    inputs = scan_inputs(1, 6, 13, 2).kwargs()
     small = {name: inputs[name] * 1e-2 for name in ("x", "B", "C")}
     inputs |= small | {"dt": torch.full_like(inputs["dt"], dt), "A": torch.full_like(inputs["A"], rate)}
     assert_parity(inputs, chunk=4, parallel=parallel)
@@ -196,7 +202,7 @@ def direction(inputs):
 @pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize("gated", [False, True])
 def test_bidirectional(where, parallel, gated):
-    shape, chunk = ((2, 9, 3, 2), 4) if where == "cpu" else ((4, 500, 96, 16), 64)
+    shape, chunk = ((2, 9, 13, 2), 4) if where == "cpu" else ((4, 500, 96, 16), 64)
     ahead = scan_inputs(*shape, device=where).kwargs()
     behind = direction(scan_inputs(*shape, device=where, seed=1).kwargs())
     z = ahead["z"] if gated else None

@@ -24,6 +24,7 @@ class TrainConfig:
 
     Attributes:
         model: The network; its `scale` is the run's.
+        init: Start from a run's model/ folder or a .safetensors file, also of another scale; None draws weights.
         data: Folder of images, packed folder, "debian-photos", folder of parquet or WebDataset shards, or name of a
             `datasets` data set (owner/name); None takes the Earth mosaics that the data extra installs.
         data_lr: Folder of matching low-resolution images; None makes them by MATLAB bicubic.
@@ -59,6 +60,7 @@ class TrainConfig:
     """
 
     model: ModelConfig
+    init: str | None = None
     data: str | None = None
     data_lr: str | None = None
     validation: str = "auto"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from .guard import FiniteGuard
 from .model import HybridSR
 from .photos import Pair
 from .recipes import TrainConfig
+from .weights import start_from
 
 
 @dataclass(kw_only=True)
@@ -64,7 +66,12 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
         check_folder(cfg, out, resume=resume_run)
     source, shown = open_source(cfg, rank=accelerator.process_index, verbose=main)
     torch.manual_seed(cfg.seed)  # the same first weights on every process
-    plain = HybridSR(cfg.model).to(accelerator.device)
+    plain = HybridSR(cfg.model)
+    if cfg.init is not None and not resume_run:
+        anew = start_from(plain, cfg.init)
+        if main and anew:
+            print(f"init: {len(anew)} parameters start anew: {', '.join(anew)}", file=sys.stderr)
+    plain.to(accelerator.device)
     plain.checkpointing = cfg.checkpoint_activations
     average = AveragedModel(plain, use_buffers=True).eval()
     torch.manual_seed(cfg.seed + 1 + accelerator.process_index)  # other random numbers on every process from here on

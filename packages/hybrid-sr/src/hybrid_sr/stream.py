@@ -129,10 +129,11 @@ def open_rows(data: str, seed: int) -> tuple[str, Any]:
             f"data: {data} is no folder with images, and reading it as a data set needs a library; "
             "pip install 'hybrid-sr[streaming]'"
         ) from error
+    broken = datasets.exceptions.DatasetsError  # pyright: ignore[reportAttributeAccessIssue]  # its __init__ imports it
     try:
         rows = datasets.load_dataset(*_request(data), split="train", streaming=True)
         features = rows.features or rows._resolve_features().features  # the first rows tell
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, broken) as error:
         raise ValueError(f"data: {data} is neither a folder of images nor a readable data set: {error}") from error
     columns = [name for name, feature in (features or {}).items() if isinstance(feature, datasets.Image)]
     if not columns:

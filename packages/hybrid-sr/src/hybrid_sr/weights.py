@@ -73,6 +73,31 @@ def load_model(
     return model.to(device=device, dtype=dtype).eval()
 
 
+def start_from(model: HybridSR, weights: str | Path) -> list[str]:
+    """Copy weights into a network that goes on training, as far as names and shapes agree.
+
+    Args:
+        model: The network; what does not agree keeps its value.
+        weights: A folder with model.safetensors, or a .safetensors file, of this or another scale or preset.
+
+    Returns:
+        The names of the parameters that were not taken, such as the upsampler's for weights of another scale.
+
+    Raises:
+        ValueError: It cannot be read, or not a single parameter agrees.
+    """
+    path = Path(weights)
+    path = path / "model.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        refuse("start_from", "init", "a model/ folder or a .safetensors file", str(weights), "check the path")
+    found, own = _read(path), dict(model.named_parameters())
+    taken = {name: x for name, x in found.items() if name in own and x.shape == own[name].shape}
+    if not taken:
+        refuse("start_from", "init", "weights of a related network", str(path), "not one parameter has this shape")
+    model.load_state_dict(taken, strict=False)
+    return [name for name in own if name not in taken]
+
+
 def _from_folder(folder: Path) -> HybridSR:
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .torch_impl_backward import Gradients, backward_segment
-from .torch_impl_run import Problem, Run, carry
+from .torch_impl_run import Problem, Run, carry, columns, flat_rows, rows
 
 
 def forward(
@@ -112,11 +112,12 @@ def backward(
 def _local(run: Run, decays: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
     """Run all chunks from a zero state; write their decays, return their end states and total decays."""
     state = run.buffer().zero_()
+    delta, u, B = rows(run.delta), rows(run.u), columns(run.B)
+    decay = decays.unbind(0)
     run.begin()
     for j in run.order:
         run.replace(run.segment.entries.get(j), state, initial)
-        run.decay(j, decays[j])
-        state.mul_(decays[j]).addcmul_(run.u[j].unsqueeze(-2), run.B[j].unsqueeze(-1))
+        state.mul_(run.decay(delta[j], decay[j])).addcmul_(u[j], B[j])
     return state, run.total_decay(run.segment.entries)
 
 
@@ -126,12 +127,14 @@ def _outputs(run: Run, decays: Tensor, starts: Tensor, initial: Tensor, final: T
     With one chunk there was no local pass, so the decays are made here. Packed rows also write `final`.
     """
     state, y = run.buffer().copy_(starts), torch.empty_like(run.x)
+    matrices = state.flatten(0, 2)
+    delta, u, B, C, out = rows(run.delta), rows(run.u), columns(run.B), flat_rows(run.C), flat_rows(y)
     run.begin()
     for j in run.order:
         run.replace(run.segment.entries.get(j), state, initial)
-        decay = run.decay(j, decays[0]) if run.segment.chunks == 1 else decays[j]
-        state.mul_(decay).addcmul_(run.u[j].unsqueeze(-2), run.B[j].unsqueeze(-1))
-        run.weigh(j, run.C, state, y)
+        decay = run.decay(delta[j], decays[0]) if run.segment.chunks == 1 else decays[j]
+        state.mul_(decay).addcmul_(u[j], B[j])
+        torch.bmm(C[j], matrices, out=out[j])
         if event := run.segment.exits.get(j):
             final[event.sequences] = state[0, event.chunks]
     return y, state[:, run.chunk_order[-1]]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .torch_impl_run import Problem, Run, carry
+from .torch_impl_run import Problem, Run, carry, columns, flat_columns, flat_rows, rows
 
 
 @dataclass
@@ -117,17 +117,19 @@ def _states(
     """Recompute decays and the state before every step; add C's gradient; return C.h if there is a gate to need it."""
     y = torch.empty_like(run.x) if run.p.z is not None else None
     grad_C = torch.empty_like(run.C)
-    spare = run.buffer()
-    before[run.order[0]] = starts
+    delta, u, B, C, decay = rows(run.delta), rows(run.u), columns(run.B), flat_rows(run.C), decays.unbind(0)
+    grad, out = flat_columns(gated), flat_columns(grad_C)
+    read = None if y is None else flat_rows(y)
+    state = (*before.unbind(0), run.buffer())  # the last one takes the state behind the last step
+    state[run.order[0]].copy_(starts)
     run.begin()
-    for i, j in enumerate(run.order):
-        run.replace(run.segment.entries.get(j), before[j], initial)
-        after = before[run.order[i + 1]] if i + 1 < run.segment.steps else spare
-        torch.mul(before[j], run.decay(j, decays[j]), out=after)
-        after.addcmul_(run.u[j].unsqueeze(-2), run.B[j].unsqueeze(-1))
-        run.project(j, after, gated, grad_C)
-        if y is not None:
-            run.weigh(j, run.C, after, y)
+    for j, following in zip(run.order, (*run.order[1:], -1), strict=True):
+        run.replace(run.segment.entries.get(j), state[j], initial)
+        after = torch.mul(state[j], run.decay(delta[j], decay[j]), out=state[following]).addcmul_(u[j], B[j])
+        matrices = after.flatten(0, 2)
+        torch.bmm(matrices, grad[j], out=out[j])
+        if read is not None:
+            torch.bmm(C[j], matrices, out=read[j])
     run.unpack(run.slab.grouped(grads.C)).add_(grad_C)
     return y
 
@@ -135,10 +137,11 @@ def _states(
 def _local_adjoint(run: Run, decays: Tensor, gated: Tensor, final: Tensor) -> tuple[Tensor, Tensor]:
     """Run the adjoint of all chunks from zero; return what leaves them at their first step, and their total decays."""
     adjoint = run.buffer().zero_()
+    C, grad, decay = columns(run.C), rows(gated), decays.unbind(0)
     run.begin(backwards=True)
     for j in reversed(run.order):
         run.replace(run.segment.exits.get(j), adjoint, final)
-        adjoint.addcmul_(run.C[j].unsqueeze(-1), gated[j].unsqueeze(-2)).mul_(decays[j])
+        adjoint.addcmul_(C[j], grad[j]).mul_(decay[j])
     return adjoint, run.total_decay(run.segment.exits)
 
 
@@ -153,15 +156,18 @@ def _adjoint(
     """
     grad_u, grad_rate, grad_B = torch.empty_like(run.x), torch.empty_like(run.x), torch.empty_like(run.B)
     adjoint, through, grad_A = run.buffer().copy_(adjoints), run.buffer(), run.buffer().zero_()
+    matrices = adjoint.flatten(0, 2)
+    C, grad, delta = columns(run.C), rows(gated), rows(run.delta)
+    u, B, out_B, out_u = flat_columns(run.u), flat_rows(run.B), flat_columns(grad_B), flat_rows(grad_u)
     run.begin(backwards=True)
     for j in reversed(run.order):
         run.replace(run.segment.exits.get(j), adjoint, final)
-        adjoint.addcmul_(run.C[j].unsqueeze(-1), gated[j].unsqueeze(-2))
-        run.project(j, adjoint, run.u, grad_B)
-        run.weigh(j, run.B, adjoint, grad_u)
+        adjoint.addcmul_(C[j], grad[j])
+        torch.bmm(matrices, u[j], out=out_B[j])
+        torch.bmm(B[j], matrices, out=out_u[j])
         adjoint.mul_(decays[j])
         torch.mul(adjoint, before[j], out=through)  # the gradient of delta * A
-        grad_A.addcmul_(through, run.delta[j].unsqueeze(-2))
+        grad_A.addcmul_(through, delta[j])
         torch.sum(through.mul_(run.rates), -2, out=grad_rate[j])
         if event := run.segment.entries.get(j):
             run.p.states(run.slab, grads.initial)[event.sequences] = adjoint[0, event.chunks]

@@ -16,7 +16,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-TILE = 1 << 17  # numbers per position of a segment: large enough to hide the call, small enough for the cache
+TILE = 3 << 15  # numbers per position of a segment: large enough to hide the call, small enough for the cache
 THIN = 4  # what a state of 1 to 3 numbers counts as: next to it the buffers without a state axis weigh more
 
 

@@ -140,11 +140,14 @@ class Run:
         return self.x.new_empty(*steps, b, k, g, self.B.shape[-1], d)
 
     def _skip(self, D: Tensor) -> Tensor:
-        """Shape D so that it multiplies x: (b or 1, 1, g, d), or one row per step for a D per sequence."""
-        if self.p.bounds is None or D.shape[0] == 1:
+        """Shape D so that it multiplies x: (b or 1, 1, g, d), or (T, 1, k, g, d) for a D per packed sequence."""
+        bounds, segment = self.p.bounds, self.segment
+        if bounds is None or D.shape[0] == 1:
             return self.slab.channel(D, packed=False)[:, None]
-        counts = torch.tensor(self.p.bounds, device=D.device).diff()
-        return self.load(self.slab.channel(D.repeat_interleave(counts, 0), packed=True)[None])
+        steps = torch.arange(segment.begin, segment.end, device=D.device)
+        sequence = torch.bucketize(steps, torch.tensor(bounds[1:], device=D.device), right=True)
+        in_time = self.slab.channel(D, packed=True)[sequence]
+        return in_time.unflatten(0, (segment.chunks, segment.steps)).transpose(0, 1)[:, None]
 
     def begin(self, backwards: bool = False) -> None:
         """Take the rates of the sequences at the chunks' first positions (the last ones if `backwards`)."""
@@ -159,9 +162,9 @@ class Run:
             if self.p.own_rates:
                 self.rates[0, event.chunks] = self.all_rates[event.sequences]
 
-    def decay(self, j: int, out: Tensor) -> Tensor:
-        """Write exp(delta * A) of position j."""
-        return torch.mul(self.delta[j].unsqueeze(-2), self.rates, out=out).exp_()
+    def decay(self, delta: Tensor, out: Tensor) -> Tensor:
+        """Write exp(delta * A) of one position."""
+        return torch.mul(delta, self.rates, out=out).exp_()
 
     def total_decay(self, events: dict[int, Event]) -> Tensor:
         """Return the product of every chunk's decays; 0 where a sequence begins (or ends), since no state passes."""
@@ -172,15 +175,25 @@ class Run:
             total[0, event.chunks] = 0
         return total
 
-    def weigh(self, j: int, weights: Tensor, state: Tensor, out: Tensor) -> None:
-        """Sum weights[j] (b, k, g, N) times state (b, k, g, N, d) over N into out[j] (b, k, g, d)."""
-        n, d = state.shape[-2:]
-        torch.bmm(weights[j].view(-1, 1, n), state.view(-1, n, d), out=out[j].view(-1, 1, d))
 
-    def project(self, j: int, state: Tensor, values: Tensor, out: Tensor) -> None:
-        """Sum state (b, k, g, N, d) times values[j] (b, k, g, d) over d into out[j] (b, k, g, N)."""
-        n, d = state.shape[-2:]
-        torch.bmm(state.view(-1, n, d), values[j].view(-1, d, 1), out=out[j].view(-1, n, 1))
+def rows(x: Tensor) -> tuple[Tensor, ...]:
+    """Cut (T, b, k, g, w) into positions (b, k, g, 1, w), to be broadcast against a state."""
+    return x.unsqueeze(-2).unbind(0)
+
+
+def columns(x: Tensor) -> tuple[Tensor, ...]:
+    """Cut (T, b, k, g, w) into positions (b, k, g, w, 1)."""
+    return x.unsqueeze(-1).unbind(0)
+
+
+def flat_rows(x: Tensor) -> tuple[Tensor, ...]:
+    """Cut a contiguous (T, b, k, g, w) into positions (b * k * g, 1, w), to be multiplied as matrices."""
+    return x.flatten(1, 3).unsqueeze(-2).unbind(0)
+
+
+def flat_columns(x: Tensor) -> tuple[Tensor, ...]:
+    """Cut a contiguous (T, b, k, g, w) into positions (b * k * g, w, 1)."""
+    return x.flatten(1, 3).unsqueeze(-1).unbind(0)
 
 
 def carry(ends: Tensor, totals: Tensor, state: Tensor, order: range) -> Tensor:

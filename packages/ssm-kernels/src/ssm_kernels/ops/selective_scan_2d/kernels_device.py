@@ -74,6 +74,12 @@ def _tile(chunks, CHUNK: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr
 
 
 @triton.jit
+def _entry(batch, batch_stride, k, k_stride):
+    """Offset of one direction of one batch entry, in 64 bits: a stride may fit into 32 and a multiple of it not."""
+    return batch * batch_stride + k_stride.to(tl.int64) * k
+
+
+@triton.jit
 def _load(pointers, mask):
     """Load in float32 at once: arithmetic in bfloat16 is wrong in the interpreter, and never wanted."""
     return tl.load(pointers, mask=mask, other=0.0).to(tl.float32)
@@ -151,17 +157,18 @@ def chunk_states_kernel(
     gy = x
     if ADJOINT:
         gy = _load(gy_ptr + batch * g_batch + pixel[:, None] * g_pixel + channel[None, :], inside)
+    state_step = chunks.to(tl.int64) * CHANNELS
     for k in tl.static_range(K):
         if (CODES >> (2 * k)) & 1 == COLUMN:
-            dt = _load(dt_ptr + batch * dt_batch + k * dt_k + pixel[:, None] * dt_pixel + channel[None, :], inside)
+            dt = _load(dt_ptr + _entry(batch, dt_batch, k, dt_k) + pixel[:, None] * dt_pixel + channel[None, :], inside)
             delta = _step_size(_biased(dt, bias_ptr, k * CHANNELS + channel, real), inside, SOFTPLUS)
             order = _scan_order(chunk, chunks, (CODES >> (2 * k)) & 2 != 0)
             at = ((batch * K + k) * N * chunks + order) * CHANNELS + channel
             _states_of_direction(
                 delta, delta * x, gy, A_ptr + k * N * CHANNELS + channel,
-                B_ptr + batch * b_batch + k * b_k + pixel * b_pixel,
-                C_ptr + batch * c_batch + k * c_k + pixel * c_pixel,
-                decay_ptr + at, end_ptr + at, adjoint_ptr + at, chunks * CHANNELS, here, real,
+                B_ptr + _entry(batch, b_batch, k, b_k) + pixel * b_pixel,
+                C_ptr + _entry(batch, c_batch, k, c_k) + pixel * c_pixel,
+                decay_ptr + at, end_ptr + at, adjoint_ptr + at, state_step, here, real,
                 (CODES >> (2 * k)) & 2 != 0, ADJOINT, N, CHANNELS, CHUNK,
             )  # fmt: skip
 
@@ -230,19 +237,20 @@ def output_kernel(
     y = tl.zeros([CHUNK, BLOCK], tl.float32)
     if before_ptr is not None:
         y += _load(before_ptr + at_y, inside)
+    state_step = chunks.to(tl.int64) * CHANNELS
     for k in tl.static_range(K):
         if (CODES >> (2 * k)) & 1 == COLUMN:
-            dt = _load(dt_ptr + batch * dt_batch + k * dt_k + pixel[:, None] * dt_pixel + channel[None, :], inside)
+            dt = _load(dt_ptr + _entry(batch, dt_batch, k, dt_k) + pixel[:, None] * dt_pixel + channel[None, :], inside)
             delta = _step_size(_biased(dt, bias_ptr, k * CHANNELS + channel, real), inside, SOFTPLUS)
             if D_ptr is not None:
                 y += x * _load(D_ptr + k * CHANNELS + channel, real)[None, :]
             order = _scan_order(chunk, chunks, (CODES >> (2 * k)) & 2 != 0)
             y = _output_of_direction(
                 y, delta, delta * x, A_ptr + k * N * CHANNELS + channel,
-                B_ptr + batch * b_batch + k * b_k + pixel * b_pixel,
-                C_ptr + batch * c_batch + k * c_k + pixel * c_pixel,
+                B_ptr + _entry(batch, b_batch, k, b_k) + pixel * b_pixel,
+                C_ptr + _entry(batch, c_batch, k, c_k) + pixel * c_pixel,
                 entering_ptr + ((batch * K + k) * N * chunks + order) * CHANNELS + channel,
-                chunks * CHANNELS, here, real, (CODES >> (2 * k)) & 2 != 0, N, CHANNELS,
+                state_step, here, real, (CODES >> (2 * k)) & 2 != 0, N, CHANNELS,
             )  # fmt: skip
     tl.store(y_ptr + at_y, y.to(y_ptr.dtype.element_ty), mask=inside)
 
@@ -309,9 +317,10 @@ def gradient_kernel(
         dx += _load(before_ptr + at_x, inside)
     if dD_ptr is not None:
         tl.store(dD_ptr + partial * CHANNELS + channel, tl.sum(gy * x, axis=0), mask=real)
+    state_step = chunks.to(tl.int64) * CHANNELS
     for k in tl.static_range(K):
         if (CODES >> (2 * k)) & 1 == COLUMN:
-            at_dt = dt_ptr + batch * dt_batch + k * dt_k + channel[None, :]
+            at_dt = dt_ptr + _entry(batch, dt_batch, k, dt_k) + channel[None, :]
             z = _biased(_load(at_dt + pixel[:, None] * dt_pixel, inside), bias_ptr, k * CHANNELS + channel, real)
             delta = _step_size(z, inside, SOFTPLUS)
             # The step size one step later, loaded again: shifting registers would go through shared memory. Zero at
@@ -327,9 +336,9 @@ def gradient_kernel(
             at_bc = ((block * batches * length + row) * K + k) * N
             dx, grad_delta = _gradients_of_direction(
                 dx, x, gy, delta, next_delta, A_ptr + k * N * CHANNELS + channel,
-                B_ptr + batch * b_batch + k * b_k + pixel * b_pixel,
-                C_ptr + batch * c_batch + k * c_k + pixel * c_pixel,
-                entering_ptr + at + channel, leaving_ptr + at + channel, chunks * CHANNELS,
+                B_ptr + _entry(batch, b_batch, k, b_k) + pixel * b_pixel,
+                C_ptr + _entry(batch, c_batch, k, c_k) + pixel * c_pixel,
+                entering_ptr + at + channel, leaving_ptr + at + channel, state_step,
                 dA_ptr + (partial * K + k) * N * CHANNELS + channel, dB_ptr + at_bc, dC_ptr + at_bc, here, real,
                 (CODES >> (2 * k)) & 2 != 0, N, CHANNELS, CHUNK, BLOCK,
             )  # fmt: skip

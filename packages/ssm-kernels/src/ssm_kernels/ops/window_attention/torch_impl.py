@@ -184,7 +184,7 @@ def _disjoint_passes(window: int, key_window: int) -> list[tuple[slice, slice]]:
 def _add_windows(picture: Tensor, box: Box, part: Tensor, plan: _Plan) -> None:
     """Add gradients of key windows to the padded picture, one pass of disjoint windows after the other."""
     target = plan.key_windows(picture)[box]
-    part = part.view(target.shape)
+    part = part[..., : picture.shape[-1]].reshape(target.shape)
     for rows, columns in _disjoint_passes(plan.window, plan.key_window):
         target[:, rows, columns] += part[:, rows, columns]
 
