@@ -5,7 +5,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from uv import find_uv_bin
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,6 +23,8 @@ def workspace() -> Path:
 @pytest.fixture(scope="session")
 def uv():
     """Call uv offline: uv("pip", "install", ..., env={...}) returns its standard output and fails on an error."""
+
+    from uv import find_uv_bin  # not at the top: a bare GPU machine collects this folder without it
 
     def call(*arguments: str, cwd: Path = ROOT, env: dict[str, str] | None = None) -> str:
         return _run([find_uv_bin(), "--offline", "--quiet", *arguments], cwd, env or {})

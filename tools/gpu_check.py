@@ -37,7 +37,7 @@ def describe() -> dict[str, str]:
     gpu, driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0].split(", ")
     git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     versions = {"python": sys.version.split()[0], "torch": torch.__version__, "triton": triton.__version__}
-    return {"gpu": gpu, "driver": driver, **versions, "git": git.stdout.strip() or "unknown"}
+    return {"gpu": gpu, "driver": driver, **versions, "git": "unknown" if git.returncode else git.stdout.strip()}
 
 
 def run_tests(out: Path, expression: str | None, jobs: int) -> int:

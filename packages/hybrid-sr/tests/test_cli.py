@@ -65,19 +65,23 @@ def test_help_is_fast_and_imports_nothing_heavy(verb):
     assert seconds < 10  # 0.3 s on an idle machine; what makes it slow is an import, which is checked above
 
 
-def test_console_script_and_module_run(tmp_path):
+def test_mistakes_answer_before_torch_is_imported(tmp_path):
+    code = "import sys; from hybrid_sr.cli import main; code = main(sys.argv[1:]); print(code, 'torch' in sys.modules)"
+    for argv, message in (
+        (["upscale", str(tmp_path / "none*.png")], "matches no file"),
+        (["upscale", str(tmp_path / "none.png")], "does not exist; check the path"),
+        (["upscale", "--sample", "cofee"], "did you mean coffee"),
+        (["evaluate", "--data", str(tmp_path)], "holds no picture"),
+    ):
+        done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
+        assert done.stdout == "2 False\n"
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_module_runs_as_a_process():
     done = subprocess.run([sys.executable, "-m", "hybrid_sr", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("hybrid-sr 0.")
-    done = subprocess.run(
-        [sys.executable, "-m", "hybrid_sr", "upscale", str(tmp_path / "none*.png")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert "matches no file" in done.stderr
-    assert done.stderr.count("\n") == 1
 
 
 def test_import_of_the_package_is_light_and_every_public_name_exists():
@@ -110,8 +114,8 @@ def test_top_level_help_and_mistakes(capsys):
         (["upscale", "a.png", "--max-megapixels", "-1"], "--max-megapixels: must be above 0"),
         (["upscale", "a.png", "--nope"], "unrecognized arguments: --nope"),
         (["upscale", "a.png", "--out"], "expected one argument"),
-        (["upscale", "a.png", "--device", "tpu"], "device must be"),
-        (["upscale", "a.png", "--weights", "/none"], "does not exist"),
+        (["upscale", "--sample", "coffee", "--device", "tpu"], "device must be"),
+        (["upscale", "--sample", "coffee", "--weights", "/none"], "/none, which does not exist"),
         (["upscale", "a.png", "--sample", "coffee"], "leave out the picture"),
         (["upscale", "--sample", "coffe"], "did you mean coffee"),
         (["evaluate", "--data", "/none"], "/none: is not a folder"),

@@ -1,4 +1,7 @@
-"""What the verbs do once their options are read: run, print for a person or as JSON, return an exit code."""
+"""What the verbs do once their options are read: run, print for a person or as JSON, return an exit code.
+
+torch is imported when a network is needed, so that mistakes in names of files and samples answer at once.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,23 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .arguments import BenchmarkOptions, EvaluateOptions, InfoOptions, NetworkOptions, UpscaleOptions
-from .benchmark import benchmark
 from .config import PRESETS
 from .evaluate import NamedImage, evaluate_images, folder_images, read_low_resolution, sample_images
 from .files import Job, plan, upscale_files
 from .images import picture_files, read_picture
-from .info import model_info
-from .model import HybridSR
 from .progress import Progress
 from .samples import find_sample, sample_set
 from .showcase import Gain, gain, original_of, upscale_sample
-from .upscaling import Tile, network_runner, overlap_for, pick_device, tile_for, upscale
-from .weights import load_model
+
+if TYPE_CHECKING:
+    from .model import HybridSR
+    from .upscaling import Tile
 
 SAMPLE_OUT = Path("out")
 ANY_SIDE = 1 << 20  # pixels; no limit on whole pictures but the memory
@@ -46,6 +48,8 @@ def upscale_command(inputs: list[str], options: UpscaleOptions) -> int:
     if not inputs:
         raise ValueError("no picture given; name pictures, a folder or a pattern, or try --sample coffee")
     jobs = plan(inputs, scale=options.scale, out=options.out, output_format=options.format)
+    if not any(job.source.exists() for job in jobs):
+        raise ValueError(f"{jobs[0].source}: does not exist; check the path")
     original = None if options.original is None else _checked_original(jobs, options)
     model = _load(options)
     say = None if options.json else print
@@ -104,6 +108,8 @@ def evaluate_command(options: EvaluateOptions) -> int:
 
 def info_command(options: InfoOptions) -> int:
     """Run `hybrid-sr info`."""
+    from .info import model_info
+
     result = model_info(options.preset, options.scale, options.height, options.width)
     if options.json:
         _print_json(result)
@@ -117,6 +123,8 @@ def info_command(options: InfoOptions) -> int:
 
 def benchmark_command(options: BenchmarkOptions) -> int:
     """Run `hybrid-sr benchmark`."""
+    from .benchmark import benchmark
+
     result = benchmark(
         options.preset,
         scale=options.scale,
@@ -142,6 +150,9 @@ def benchmark_command(options: BenchmarkOptions) -> int:
 
 
 def _load(options: NetworkOptions) -> HybridSR:
+    from .upscaling import pick_device
+    from .weights import load_model
+
     device = pick_device(options.device)
     return load_model(options.weights, preset=options.preset, scale=options.scale, device=device)
 
@@ -156,6 +167,8 @@ def _notify(message: str) -> None:
 
 
 def _upscaler(model: HybridSR, options: NetworkOptions) -> Callable[..., NDArray]:
+    from .upscaling import upscale
+
     def run(image: NDArray, progress: Callable[[int, int], None] | None = None) -> NDArray:
         return upscale(
             model,
@@ -253,6 +266,8 @@ class _Evaluated:
     """
 
     def __init__(self, model: HybridSR, options: EvaluateOptions, tile: Tile) -> None:
+        from .upscaling import network_runner
+
         self.model, self.options = model, options
         self.tile: Tile = tile
         self.device = next(model.parameters()).device
@@ -260,6 +275,8 @@ class _Evaluated:
         self.tiles: list[int | str] = []
 
     def __call__(self, lr: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        from .upscaling import overlap_for, tile_for, upscale
+
         size, options = (lr.shape[0], lr.shape[1]), self.options
         side = tile_for(self.model, size, self.network, tile=self.tile, overlap=options.overlap, largest=ANY_SIDE)
         self.tiles.append("full" if side >= max(size) else side)

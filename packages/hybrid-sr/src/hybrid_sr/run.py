@@ -79,9 +79,7 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
         check_space(out, sum(p.numel() for p in plain.parameters()), cfg.keep)
         open_folder(cfg, out)
     if cfg.compile:
-        # a CUDA graph replays a step without the host in between; gradients that accumulate must outlive a replay
-        alone = accelerator.num_processes == 1 and cfg.micro_steps == 1 and accelerator.device.type == "cuda"
-        plain.compile(mode="reduce-overhead" if alone else "default")
+        plain.compile()
     optimizer = torch.optim.AdamW(
         plain.parameters(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True
     )
