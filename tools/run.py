@@ -1,6 +1,6 @@
 """Run a command inside the workspace's environment, installing first what is missing.
 
-    python3 tools/run.py hybrid-sr upscale --sample coffee --scale 4
+    python3 tools/run.py hybrid-sr upscale --sample astronaut --scale 4
     python3 tools/run.py pytest -n auto
 
 Needs Python 3.9 or newer with pip and nothing else: uv is taken from the PATH, or put into `.uv/` of this folder (no

@@ -257,7 +257,7 @@ def test_gpu_tile_is_probed():
 
 @pytest.mark.gpu
 def test_bytes_per_pixel_on_a_gpu_are_measured():
-    """The result alone is 192 bytes per input pixel, half a megabyte per 64 x 64 of them; no copy is larger."""
+    """The result alone is 192 bytes per input pixel, and no copy is larger."""
 
     def run(x):
         return F.interpolate(x.cuda(), scale_factor=4, mode="nearest")

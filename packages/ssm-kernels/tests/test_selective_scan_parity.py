@@ -101,6 +101,25 @@ def test_slabs_and_segments_do_not_show(monkeypatch, rows):
         assert max(error_ratio(cut[name], whole[name]) for name in whole) < 1e-13
 
 
+def test_buffers_do_not_grow_with_the_row(monkeypatch):
+    """The states of all steps would be 64 times a tile for every 64 steps; only one segment of them lives at a time."""
+    from ssm_kernels.ops.selective_scan import torch_impl_plan, torch_impl_run
+
+    largest = []
+    buffer = torch_impl_run.Run.buffer
+
+    def spy(run, *steps):
+        made = buffer(run, *steps)
+        largest.append(made.numel())
+        return made
+
+    monkeypatch.setattr(torch_impl_plan, "TILE", 32)
+    monkeypatch.setattr(torch_impl_run.Run, "buffer", spy)
+    for length in (200, 800):
+        results(scan_inputs(2, length, 4, 4).kwargs(), "torch", dt_softplus=True)
+        assert max(largest) == 64 * 32
+
+
 def test_softplus_is_that_of_pytorch():
     """With L=1, A=0 and B=C=x=1 the output is softplus(dt): threshold 20, exact tails."""
     dt = torch.tensor([-1e4, -90.0, -20.0, -1.0, 0.0, 1.0, 19.9, 20.1, 1e4]).reshape(-1, 1, 1)

@@ -5,8 +5,8 @@ Per segment every chunk runs from a zero state (local pass), the states at the c
 of a segment from the saved chunk borders and runs the adjoint the same way from the other end. Decays are only ever
 multiplied, never divided by, so that a decay of 0 is as good as any other. See docs/selective_scan.md.
 
-Memory: besides inputs, outputs and saved states, a few buffers of at most T * TILE numbers (17 MB each in float32),
-whatever L is.
+Memory: besides inputs, outputs and saved states, two buffers of at most T * TILE numbers (25 MB each in float32) and
+smaller ones; measured at 150 MB in the backward, whatever L is.
 
 Letters: B batch, L length, D channels, N state, G groups; lower case b, g, d for a slab's part of them; T steps of a
 chunk, k chunks of a segment. Buffers have the layout (T, b, k, g, N, d): contiguous for one position of all chunks.
