@@ -95,7 +95,8 @@ def test_hybrid_sr_upscales_alone(install, uv, tmp_path):
     assert info["parameters"] == 764_202
     Image.linear_gradient("L").resize((24, 20)).convert("RGB").save(tmp_path / "small.png")
     run(venv, "hybrid-sr", "upscale", str(tmp_path / "small.png"), "--scale", "4", "--out", str(tmp_path / "big.png"))
-    assert Image.open(tmp_path / "big.png").size == (96, 80)
+    with Image.open(tmp_path / "big.png") as big:
+        assert big.size == (96, 80)
 
 
 @pytest.mark.parametrize("package", PACKAGES)
