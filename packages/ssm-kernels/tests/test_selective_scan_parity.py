@@ -88,16 +88,26 @@ def test_states_of_any_size(device, impl, state):
     assert_parity(inputs, impl, dt_softplus=True)
 
 
-@pytest.mark.parametrize("rows", [None, 1])
-def test_slabs_and_segments_do_not_show(monkeypatch, rows):
+@pytest.mark.parametrize(("device", "impl"), WHERE)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_states_that_last_for_many_chunks(device, impl, reverse):
+    """Slow decays: the first step still counts at the last one, five chunks on, and the other way in the gradient."""
+    inputs = scan_inputs(2, 330, 6, 4, device=device).kwargs()
+    inputs["A"] = inputs["A"] * 0.01
+    assert_parity(inputs, impl, dt_softplus=True, reverse=reverse)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_slabs_and_segments_do_not_show(monkeypatch, reverse):
     """A small tile cuts rows, groups and channels, and many segments; the result is that of one piece."""
     from ssm_kernels.ops.selective_scan import torch_impl_plan
 
     inputs = scan_inputs(2, 130, 6, 4, groups=3, dtype=torch.float64).kwargs()
-    whole = results(inputs, "torch", dt_softplus=True, reverse=rows is None)
+    inputs["A"] = inputs["A"] * 0.01
+    whole = results(inputs, "torch", dt_softplus=True, reverse=reverse)
     for tile in (100, 20, 4):
         monkeypatch.setattr(torch_impl_plan, "TILE", tile)
-        cut = results(inputs, "torch", dt_softplus=True, reverse=rows is None)
+        cut = results(inputs, "torch", dt_softplus=True, reverse=reverse)
         assert max(error_ratio(cut[name], whole[name]) for name in whole) < 1e-13
 
 
@@ -132,6 +142,7 @@ def test_softplus_is_that_of_pytorch():
 @pytest.mark.parametrize("reverse", [False, True])
 def test_two_halves_with_carried_state_are_one_run(device, impl, reverse):
     inputs = scan_inputs(2, 150, 4, 3, dtype=torch.float32, device=device).kwargs()
+    inputs["A"] = inputs["A"] * 0.01
     options = {"dt_softplus": True, "reverse": reverse, "impl": impl, "return_final_state": True}
     y, final = selective_scan(**inputs, **options)
 
@@ -218,13 +229,14 @@ def test_growing_systems_overflow_only_where_the_definition_does():
 def packed_inputs(bounds, own_parameters, dtype, device="cpu"):
     inputs = scan_inputs(1, bounds[-1], 6, 3, groups=2, dtype=dtype, device=device).kwargs()
     rows = scan_inputs(len(bounds) - 1, 1, 6, 3, batched_A=own_parameters, dtype=dtype, device=device)
-    return inputs | {"A": rows.A, "D": rows.D, "initial_state": rows.initial_state}
+    slow = rows.A * 0.02  # else nothing is left of a state a chunk later, and a state that strays is not seen
+    return inputs | {"A": slow, "D": rows.D, "initial_state": rows.initial_state}
 
 
 @pytest.mark.parametrize(("device", "impl"), WHERE)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("own_parameters", [False, True])
-@pytest.mark.parametrize("bounds", [[0, 5, 5, 64, 65, 130, 130], [0, 0, 129], [0, 150], [0, 1, 2, 70]], ids=str)
+@pytest.mark.parametrize("bounds", [[0, 5, 5, 64, 65, 130, 130], [0, 0, 129], [0, 70, 250], [0, 1, 2, 70]], ids=str)
 def test_packed_is_every_sequence_alone(device, impl, reverse, own_parameters, bounds):
     """Outputs, states and gradients; empty sequences pass their state, and its gradient, through."""
     inputs = packed_inputs(bounds, own_parameters, torch.float32, device)

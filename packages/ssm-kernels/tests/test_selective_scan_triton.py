@@ -115,6 +115,7 @@ def test_short_rows(case, reverse, parallel):
 def test_real_sizes(case, reverse, parallel, dtype):
     shape, groups = REAL[case]
     inputs = scan_inputs(*shape, groups=groups, dtype=dtype, device="cuda").kwargs()
+    inputs["A"] = inputs["A"] * 0.05  # states outlive their chunk
     assert_parity(inputs, chunk=64, parallel=parallel, reverse=reverse)
 
 
@@ -139,7 +140,7 @@ def test_packed(where, parallel, reverse, own_parameters):
     bounds = [scale * b for b in (0, 0, 3, 3, 8, 8)]
     inputs = scan_inputs(1, bounds[-1], 10, 2, groups=1 if where == "cpu" else 2, device=where).kwargs()
     own = scan_inputs(5, 1, 10, 2, batched_A=own_parameters, device=where)
-    inputs |= {"A": own.A, "D": own.D, "initial_state": own.initial_state}
+    inputs |= {"A": own.A * 0.05, "D": own.D, "initial_state": own.initial_state}
     cu_seqlens = torch.tensor(bounds, dtype=torch.int32, device=where)
     assert_parity(inputs, 5, chunk=chunk, parallel=parallel, reverse=reverse, cu_seqlens=cu_seqlens)
 

@@ -121,7 +121,8 @@ def _forward_fake(
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
     batch, length, channels = x.shape
     rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    saved = (batch * ((length + CHUNK - 1) // CHUNK) if cu_seqlens is None else length // CHUNK + rows) * save_states
+    slots = batch * ((length + CHUNK - 1) // CHUNK) if cu_seqlens is None else length // CHUNK + rows
+    saved = slots if save_states else 0
     state = A.shape[-1]
     return (
         x.new_empty(x.shape),

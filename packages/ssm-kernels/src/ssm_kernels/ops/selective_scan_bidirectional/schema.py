@@ -122,7 +122,7 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
     batch, length, channels = x.shape
-    saved = batch * ((length + CHUNK - 1) // CHUNK) * save_states
+    saved = batch * ((length + CHUNK - 1) // CHUNK) if save_states else 0
     states = [x.new_empty((saved, channels, rates.shape[-1]), dtype=kind) for rates in (A, A_b)]
     return x.new_empty(x.shape), states[0], states[1]
 
