@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .tiling import GRID, SMALLEST_TILE
 
-# Peak bytes per input pixel and channel of width on a CPU, in any precision; docs/upscaling.md has the measurement.
+# Peak bytes per input pixel and channel of width on a CPU, rounded up; docs/upscaling.md has the measurement.
 CPU_BYTES_PER_CHANNEL = 160
 UNKNOWN_WIDTH = 180  # channels assumed for a network without a configuration
 PROBE_SIDES = (64, 128)  # pixels

@@ -146,7 +146,7 @@ def panel(
         (f"hybrid-sr {figures.psnr_y:.2f} dB ({figures.gain_db:+.2f})", result),
         (f"original {width}x{height}", original),
     ]
-    top, left, side = _most_detailed(original)
+    top, left, side = _most_detailed(bicubic)  # where the input has structure, not texture that it cannot show
     rows = [np.concatenate([_labelled(text, image) for text, image in columns], axis=1)]
     details = [image[top : top + side, left : left + side] for _, image in columns]
     rows.append(np.concatenate([_framed(_enlarged(part, width, width)) for part in details], axis=1))
@@ -160,13 +160,13 @@ def _enlarged(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
     return image[rows][:, columns]
 
 
-def _most_detailed(original: NDArray[np.uint8]) -> tuple[int, int, int]:
+def _most_detailed(image: NDArray[np.uint8]) -> tuple[int, int, int]:
     """Return top, left and side of the square with the largest mean gradient."""
     import cv2
 
-    height, width = original.shape[:2]
+    height, width = image.shape[:2]
     side = min(DETAIL, height, width)
-    luma = original.mean(axis=2)
+    luma = image.mean(axis=2)
     gradient = np.hypot(*np.gradient(luma)) if min(height, width) > 1 else luma
     scores = cv2.boxFilter(gradient, cv2.CV_64F, (side, side), anchor=(0, 0), borderType=cv2.BORDER_CONSTANT)
     valid = scores[: height - side + 1, : width - side + 1]
