@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+from ssm_kernels.bench import environment
 
 from .config import preset as make_config
 from .model import HybridSR
@@ -77,27 +76,8 @@ def benchmark(
         "ms_min": round(min(times), 3),
         "output_megapixels_per_s": round(pixels / median(times) / 1e3, 4),
         "peak_bytes": memory.peak,
-        "environment": environment(where),
+        "environment": {**environment(where), "cpu": _cpu_name(), "threads": torch.get_num_threads()},
     }
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Return what a timing depends on: versions, processor, threads, GPU."""
-    found: dict[str, Any] = {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_name(),
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    for package in ("triton", "ssm-kernels", "hybrid-sr"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    found["gpu"] = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return found
 
 
 class PeakMemory:

@@ -138,7 +138,7 @@ def benchmark_command(options: BenchmarkOptions) -> int:
         _print_json(result)
         return 0
     where = (
-        result["environment"]["gpu"] or f"{result['environment']['cpu']}, {result['environment']['threads']} threads"
+        result["environment"]["GPU"] or f"{result['environment']['cpu']}, {result['environment']['threads']} threads"
     )
     size = f"{options.width}x{options.height} -> {options.width * options.scale}x{options.height * options.scale}"
     print(f"{options.preset} x{options.scale}, {size}, {options.precision} on {where}")
