@@ -3,7 +3,7 @@
     python3 tools/gpu_check.py --out DIR [--quick] [--skip-benchmarks] [-k EXPRESSION] [--jobs N]
 
 The packages are taken from this checkout through PYTHONPATH. DIR receives `environment.json`, `gpu-tests.log`,
-`gpu-tests.xml` and one JSON per benchmark. The exit code is 0 only if every test passed and every benchmark
+`gpu-tests.xml` and `bench/` with the benchmarks' results. The exit code is 0 only if every test passed and every benchmark
 that ran found its operator accurate.
 """
 
@@ -97,14 +97,20 @@ def run_tests(out: Path, expression: str | None, jobs: int) -> int:
 
 
 def run_benchmarks(out: Path, quick: bool) -> int:
-    """Run every benchmark script; return how many failed."""
-    failed = 0
-    for script in sorted((ROOT / "packages").glob("*/benchmarks/*.py")):
-        print(f"\n{script.relative_to(ROOT)}", flush=True)
-        command = [sys.executable, str(script), "--device", "cuda", "--out", str(out / f"{script.stem}.json")]
-        code = subprocess.run([*command, *(["--quick"] if quick else [])], cwd=ROOT, env=environment(), check=False)
-        failed += code.returncode != 0
-    return failed
+    """Run `ssm-kernels bench`; return 1 if a kernel was wrong or the command failed."""
+    command = [
+        sys.executable,
+        "-m",
+        "ssm_kernels",
+        "bench",
+        "--device",
+        "cuda",
+        "--overwrite",
+        "--out",
+        str(out / "bench"),
+    ]
+    done = subprocess.run([*command, *(["--quick"] if quick else [])], cwd=ROOT, env=environment(), check=False)
+    return int(done.returncode != 0)
 
 
 def main() -> int:

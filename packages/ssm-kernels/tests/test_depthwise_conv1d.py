@@ -310,7 +310,7 @@ ONE = torch.zeros(1, 6, 3)
             r"initial_state must be \(S, D, k - 1\) = \(2, 3, 3\), got \(1, 3, 3\)",
             {"x": ONE, "cu_seqlens": torch.tensor([0, 4, 6]), "initial_state": torch.zeros(1, 3, 3)},
         ),
-        (r"impl must be one of auto, torch, reference, got 'triton'", {"impl": "triton"}),
+        (r"impl must be one of auto, triton, torch, reference, got 'cuda'", {"impl": "cuda"}),
     ],
 )
 def test_refuses_bad_input(message, change):

@@ -1,19 +1,22 @@
-"""The tables of docs/results say what the JSON beside them says."""
+"""The pages say what the JSON of the results says."""
 
-import json
 from pathlib import Path
 
 import pytest
-from ssm_kernels.bench.rows import Row, as_table
+from ssm_kernels.bench.report import fill_page, has_results, quoted
 
-RESULTS = Path(__file__).parent.parent / "docs" / "results"
-
-
-@pytest.mark.parametrize("file", sorted(RESULTS.glob("*/*.json")), ids=lambda path: path.stem)
-def test_table_is_the_json(file):
-    rows = [Row(**{**row, "shape": tuple(row["shape"])}) for row in json.loads(file.read_text())["rows"]]
-    assert as_table(rows) in (RESULTS / "README.md").read_text()
+HOME = Path(__file__).parent.parent
+RESULTS = HOME / "docs" / "results"
+PAGES = [HOME / "README.md", *sorted(HOME.glob("docs/*.md")), RESULTS / "README.md"]
 
 
-def test_there_are_results():
-    assert sorted(RESULTS.glob("*/*.json"))
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(HOME)))
+def test_page_is_the_json(page):
+    """`ssm-kernels report docs/results --page ...` would change nothing."""
+    assert page.read_text() == fill_page(page, RESULTS)
+
+
+def test_results_page_quotes_every_folder():
+    folders = {path.name for path in RESULTS.iterdir() if path.is_dir()}
+    assert folders == {path.name for path in RESULTS.iterdir() if has_results(path)}
+    assert quoted(RESULTS / "README.md") == folders

@@ -18,7 +18,7 @@ def test_operator_checks_of_pytorch(optional, dtype, device):
     """Schema, autograd registration, fake kernel and AOT dispatch, with and without the optional arguments."""
     args = scan_2d_inputs(2, 3, 4, 3, 2, directions=2, dtype=dtype, device=device).kwargs()
     tensors = [t.requires_grad_() if optional or name not in ("D", "dt_bias") else None for name, t in args.items()]
-    torch.library.opcheck(selective_scan_2d_op, (*tensors, True, [3, 0], "auto"))
+    torch.library.opcheck(selective_scan_2d_op, (*tensors, True, [3, 0], "auto", True))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -27,7 +27,8 @@ def test_backward_operator_checks_of_pytorch(optional, device):
     args = scan_2d_inputs(2, 3, 4, 3, 2, directions=2, dtype=torch.float16, device=device).kwargs()
     tensors = [t if optional or name not in ("D", "dt_bias") else None for name, t in args.items()]
     grad_y = torch.ones(2, 4, 3, 3, dtype=torch.float16, device=device).transpose(1, 2)
-    torch.library.opcheck(selective_scan_2d_backward_op, (grad_y, *tensors, True, [0, 1], "auto"))
+    states = grad_y.new_empty((0, 3, 2), dtype=torch.float32)
+    torch.library.opcheck(selective_scan_2d_backward_op, (grad_y, states, *tensors, True, [0, 1], "auto"))
 
 
 @pytest.mark.parametrize("device", DEVICES)

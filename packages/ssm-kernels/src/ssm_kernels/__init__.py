@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .ops.depthwise_conv1d import depthwise_conv1d
+    from .ops.depthwise_conv1d_step import depthwise_conv1d_step
     from .ops.selective_scan import selective_scan
     from .ops.selective_scan_2d import cross_merge, cross_scan, selective_scan_2d
     from .ops.selective_scan_bidirectional import selective_scan_bidirectional
+    from .ops.selective_scan_step import selective_scan_step
     from .ops.window_attention import window_attention
 
 __all__ = [
@@ -15,9 +17,11 @@ __all__ = [
     "cross_merge",
     "cross_scan",
     "depthwise_conv1d",
+    "depthwise_conv1d_step",
     "selective_scan",
     "selective_scan_2d",
     "selective_scan_bidirectional",
+    "selective_scan_step",
     "window_attention",
 ]
 

@@ -13,79 +13,88 @@ from pathlib import Path
 import torch
 
 FLUSH_BYTES = 256 * 2**20  # more than the L2 cache of any current GPU (50 MiB on an H100)
+FLUSHES = 20  # about 2 ms on an H100, in which the host launches what is timed
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Median time of one call in milliseconds, and the memory it needs beyond what was there; None on a CPU."""
+    """Medians of one call: milliseconds, memory beyond what was there, microseconds of host time; None on a CPU."""
 
     median_ms: float
     peak_bytes: int | None
+    host_us: float | None = None
 
 
 def measure(function: Callable[[], object], device: torch.device, *, repeat: int = 20, budget_s: float = 2.0) -> Timing:
     """Call a function until its time is known, after a warm-up that is not counted.
 
-    On a GPU every call starts with a cold L2 cache and is timed by CUDA events; writing the cache full also keeps the
-    GPU busy while the call is launched, so that the launch itself is not measured.
+    On a GPU every call starts with a cold L2 cache and is timed by CUDA events; writing the cache full, many times,
+    also keeps the GPU busy while the call is launched, so that a launch of up to about 2 ms is not measured
+    (`host_us` tells how long it took).
 
     Args:
         function: Called without arguments; its result is dropped.
         device: Where it runs.
         repeat: Calls that are timed, at most.
-        budget_s: Fewer calls, but at least three, if they would take longer than this many seconds.
+        budget_s: Fewer calls, if they would take longer than this many seconds; one, if three would.
     """
     function()
+    wait(device)
     start = time.perf_counter()
-    function()
-    _wait(device)
+    peak = peak_bytes(function, device)
     once = time.perf_counter() - start
+    if budget_s < 3 * once:
+        return Timing(once * 1e3, peak)
     repeat = max(3, min(repeat, int(budget_s / max(once, 1e-9))))
     if device.type == "cuda":
-        times = _cuda_times(function, device, repeat)
-    else:
-        times = []
-        for _ in range(repeat):
-            start = time.perf_counter()
-            function()
-            times.append((time.perf_counter() - start) * 1e3)
-    return Timing(statistics.median(times), _peak_bytes(function, device))
+        times, host = _cuda_times(function, device, repeat)
+        return Timing(statistics.median(times), peak, statistics.median(host))
+    times = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        function()
+        times.append((time.perf_counter() - start) * 1e3)
+    return Timing(statistics.median(times), peak)
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Wait until the device has nothing left to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _cuda_times(function: Callable[[], object], device: torch.device, repeat: int) -> list[float]:
+def _cuda_times(function: Callable[[], object], device: torch.device, repeat: int) -> tuple[list[float], list[float]]:
+    """Return milliseconds on the device and microseconds on the host, of every call."""
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
     marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeat)]
+    host = []
     for start, stop in marks:
-        flush.zero_()
+        for _ in range(FLUSHES):
+            flush.zero_()
         start.record()
+        before = time.perf_counter()
         function()
+        host.append((time.perf_counter() - before) * 1e6)
         stop.record()
-    _wait(device)
-    return [start.elapsed_time(stop) for start, stop in marks]
+    wait(device)
+    return [start.elapsed_time(stop) for start, stop in marks], host
 
 
-def _peak_bytes(function: Callable[[], object], device: torch.device) -> int | None:
+def peak_bytes(function: Callable[[], object], device: torch.device) -> int | None:
+    """Call once and return the memory that it needs beyond what was there; None on a CPU."""
     if device.type != "cuda":
+        function()
         return None
-    _wait(device)
+    wait(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     function()
-    _wait(device)
+    wait(device)
     return torch.cuda.max_memory_allocated(device) - before
 
 
 def environment(device: torch.device) -> dict[str, str | None]:
     """Return what times depend on: GPU and driver (None on a CPU), torch, triton, and the commit of this checkout."""
-    try:
-        triton = version("triton")
-    except PackageNotFoundError:
-        triton = None
     on_gpu = device.type == "cuda"
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     driver = _output(query) if on_gpu else None
@@ -93,9 +102,17 @@ def environment(device: torch.device) -> dict[str, str | None]:
         "GPU": torch.cuda.get_device_name(device) if on_gpu else None,
         "driver": driver.splitlines()[0] if driver else None,
         "torch": torch.__version__,
-        "triton": triton,
+        "triton": installed("triton"),
         "git": _output(["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]),
     }
+
+
+def installed(distribution: str) -> str | None:
+    """Return the version of a distribution; None if it is not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 def _output(command: list[str]) -> str | None:

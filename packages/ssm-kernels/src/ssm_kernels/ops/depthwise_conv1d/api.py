@@ -14,7 +14,6 @@ from .reference import depthwise_conv1d_reference
 from .schema import check_bounds
 
 OP = "depthwise_conv1d"
-IMPLS = ("auto", "torch", "reference")
 
 
 def depthwise_conv1d(
@@ -47,25 +46,28 @@ def depthwise_conv1d(
         cu_seqlens: Bounds of packed sequences, (S + 1,), int32 or int64, from 0 to L without decreasing; then B is 1,
             `initial_state` is (S, D, k - 1), and no filter reaches across a bound. On a GPU reading the bounds to
             check them waits for the device.
-        impl: "auto" and "torch" use PyTorch; "reference" is the loop that defines the result. There is no Triton
-            kernel of this operator: "triton" is refused.
+        impl: "auto" takes Triton on a GPU and PyTorch elsewhere (and where x or weight is float64); "triton", "torch"
+            and "reference" (the definition, a loop) never fall back.
 
     Returns:
-        (B, L, D) in the dtype of `x`; sums and activation are computed in float32 (float64 if an input is float64).
+        (B, L, D) in the dtype of `x`; sums and activation are computed in float32 (float64 if x or weight is float64).
 
     Raises:
         ValueError: A shape, size, dtype, device or option is wrong.
 
-    Cost: 2 * k * B * L * D flop. The backward computes the convolution again where there is an activation.
+    Cost: 2 * k * B * L * D flop. x is read and y written once; the backward reads x and the gradient of y once and
+        computes the convolution again where there is an activation.
 
     Source: Gu and Dao 2023, arXiv:2312.00752, figure 3 (the causal convolution of the block).
     """
-    check_impl(OP, impl, x, IMPLS)
+    check_impl(OP, impl, x)
     if padding not in ("causal", "same"):
         refuse(OP, "padding", "'causal' or 'same'", repr(padding), "these are the two of this operator")
     if activation not in (None, "silu"):
         refuse(OP, "activation", "None or 'silu'", repr(activation), "apply any other to the result")
     _check_tensors(x, weight, bias)
+    if impl == "triton" and weight.dtype == torch.float64:
+        refuse(OP, "weight", "float32 or narrower with impl='triton'", "float64", "impl='auto' would use PyTorch")
     _check_sequences(x, weight, padding, initial_state, cu_seqlens)
     if impl == "reference":
         if cu_seqlens is not None:

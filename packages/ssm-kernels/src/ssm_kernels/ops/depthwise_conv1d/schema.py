@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..checks import refuse
+from ..dispatch import use_triton
 from .torch_impl import depthwise_conv1d_backward_torch, depthwise_conv1d_torch
 
 _INPUTS = "Tensor x, Tensor weight, Tensor? bias, Tensor? initial_state, Tensor? cu_seqlens"
@@ -22,10 +23,17 @@ depthwise_conv1d_backward_op = torch.ops.ssm_kernels.depthwise_conv1d_backward.d
 
 def check_bounds(cu_seqlens: Tensor, length: int) -> None:
     """Refuse bounds that do not run from 0 to the length; on a GPU, looking at them waits for it."""
+    if cu_seqlens.is_cuda and torch.cuda.is_current_stream_capturing():
+        return  # a read would end the capture; the run before it has read them
     bounds = cu_seqlens.tolist()
     if bounds[0] != 0 or bounds[-1] != length or bounds != sorted(bounds):
         wanted = f"from 0 to L = {length} without decreasing"
         refuse("depthwise_conv1d", "cu_seqlens", wanted, bounds, "sum up the lengths, with a 0 in front")
+
+
+def _on_triton(impl: str, x: Tensor, weight: Tensor) -> bool:
+    """Leave sums in float64, which weights of that dtype ask for, to PyTorch."""
+    return use_triton(impl, x) and weight.dtype != torch.float64
 
 
 @torch.library.impl("ssm_kernels::depthwise_conv1d", "CompositeExplicitAutograd")
@@ -42,8 +50,13 @@ def _forward(
 ) -> Tensor:
     if cu_seqlens is not None:
         check_bounds(cu_seqlens, x.shape[1])
+    args = (x, weight, bias, initial_state, cu_seqlens, padding, reverse, activation)
     with torch.autocast(x.device.type, enabled=False):
-        return depthwise_conv1d_torch(x, weight, bias, initial_state, cu_seqlens, padding, reverse, activation)
+        if _on_triton(impl, x, weight):
+            from . import kernels  # on the first launch, not on import
+
+            return kernels.depthwise_conv1d_triton(*args)
+        return depthwise_conv1d_torch(*args)
 
 
 @torch.library.register_fake("ssm_kernels::depthwise_conv1d")
@@ -74,10 +87,13 @@ def _backward(
     activation: str | None,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    args = (grad, x, weight, bias, initial_state, cu_seqlens, padding, reverse, activation)
     with torch.autocast(x.device.type, enabled=False):
-        return depthwise_conv1d_backward_torch(
-            grad, x, weight, bias, initial_state, cu_seqlens, padding, reverse, activation
-        )
+        if _on_triton(impl, x, weight):
+            from . import kernels
+
+            return kernels.depthwise_conv1d_backward_triton(*args)
+        return depthwise_conv1d_backward_torch(*args)
 
 
 @torch.library.register_fake("ssm_kernels::depthwise_conv1d_backward")

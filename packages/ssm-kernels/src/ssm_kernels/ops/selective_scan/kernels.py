@@ -1,10 +1,10 @@
-"""Launchers of the selective scan's Triton kernels. Imported on the first launch only.
+"""Launchers of the selective scans' Triton kernels, in one and two dimensions. Imported on the first launch only.
 
-Two ways through a row, chosen by size: many short rows run one program per row and block of channels, which walks the
-row with its state in registers; few long rows run one program per chunk, after a pass that finds what every chunk adds
-to a zero state and a pass that carries the states from chunk to chunk. The backward does the same from the other end.
-Blocks of channels and chunks write partial sums of the shared gradients, which are added in a fixed order, so that
-results repeat exactly. See docs/selective_scan.md.
+Two ways through a row, chosen by size: many rows run one program per row and block of channels, which walks the row
+with its state in registers; few long rows are cut into spans of chunks that run side by side, after a pass that finds
+what every span adds to a zero state and a pass that carries the states from span to span. The backward does the same
+from the other end. Programs write partial sums of the gradients that they share, which are added in a fixed order, so
+that results repeat exactly. See docs/selective_scan.md.
 """
 # Kernels take constexpr parameters as plain values, and launch options besides their own parameters.
 # pyright: reportArgumentType=false, reportCallIssue=false
@@ -13,29 +13,39 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import torch
-import triton
 from torch import Tensor
 
 from .kernels_device import backward_kernel, carry_kernel, forward_kernel, local_kernel, sum_kernel
 
-ENOUGH_PROGRAMS = 1024  # from here on rows alone fill a GPU; with fewer, long rows are cut into chunks
-LONG_ROW = 4  # chunks; shorter rows gain nothing from being cut
-TILE = 512  # numbers of a state that one program of the forward holds in registers
+ENOUGH_PROGRAMS = 1024  # from here on rows alone fill a GPU; with fewer, long rows are cut into spans
+SHORT_ROW = 4  # chunks; shorter rows gain nothing from being cut
+WANTED_PROGRAMS = 2560  # of a scan that is cut
+WANTED_SHORT_PROGRAMS = 5120  # where the states are small and a program needs few registers
+LANES = 32  # channels per program: one per thread of a warp
+STATE_PER_WARP = 1024  # numbers of a state that one warp holds
 FLAT_BLOCK = 512  # numbers per program where the state is just a vector
-BACKWARD_CHANNELS = 16  # per program; with a chunk of 64 steps a tile is 8 numbers a thread
+PROGRAMS_PER_PROCESSOR = 12  # of the backward, by its registers
+STEPS = 4  # loaded ahead of their use
+BACKWARD_STATES = 8  # n at a time in the backward
 FUSION = {"enable_fp_fusion": True}  # Triton's default until 3.9, which asks to say so
+UNPIPELINED = {"num_stages": 1}  # the kernels load ahead by themselves
 
 
 @dataclass(frozen=True)
 class Scan:
-    """One call: canonical inputs and how its rows are cut. Parameters and states are contiguous float32."""
+    """One call: canonical inputs and how its rows are cut. A is (rows, N, D), states (.., N, D), contiguous float32.
+
+    In two dimensions x is (B, H * W, D), dt (B, H * W, K, D), and B and C (B, H * W, K, N): a row is one direction of
+    an image.
+    """
 
     x: Tensor
     dt: Tensor
     A: Tensor
-    B: Tensor
+    B: Tensor  # (B, L, G, words) or (B, L, K, words)
     C: Tensor
     D: Tensor | None
     z: Tensor | None
@@ -43,19 +53,30 @@ class Scan:
     initial: Tensor | None
     cu_seqlens: Tensor | None
     slot_base: Tensor | None
-    slot_row: Tensor | None
+    span_base: Tensor | None
+    span_row: Tensor | None
+    words: int  # 1 and 2: two bfloat16 or float16 numbers in an int32
+    align: int  # words that the strides of B and C are multiples of
     rows: int
     slots: int
+    span: int  # chunks per unit, 0: a unit is a row
     chunk: int
+    codes: tuple[int, ...] | None  # of the directions in two dimensions
+    height: int
+    line: int
     dt_softplus: bool
     reverse: bool
-    parallel: bool
     scale: float
+
+    @property
+    def directions(self) -> int:
+        """K, 1 in one dimension."""
+        return 1 if self.codes is None else len(self.codes)
 
     @property
     def groups(self) -> int:
         """G."""
-        return self.B.shape[2]
+        return self.B.shape[2] if self.codes is None else 1
 
     @property
     def width(self) -> int:
@@ -63,63 +84,102 @@ class Scan:
         return self.x.shape[2] // self.groups
 
     @property
-    def total_slots(self) -> int:
-        """Chunks of all rows; for packed rows the most there can be."""
-        return self.rows * self.slots if self.slot_row is None else self.slot_row.shape[0]
+    def spans(self) -> int:
+        """Units per row that is not packed."""
+        return _cdiv(self.slots, self.span) if self.span else 1
 
     @property
     def units(self) -> int:
-        """Programs per block of channels."""
-        return self.total_slots if self.parallel else self.rows
+        """Programs per block of channels; for packed rows the most there can be."""
+        return self.rows * self.spans if self.span_row is None else self.span_row.shape[0]
+
+    @property
+    def total_slots(self) -> int:
+        """Chunks of all rows; for packed rows the most there can be."""
+        return self.rows * self.slots if self.cu_seqlens is None else self.x.shape[1] // self.chunk + self.rows
+
+    @cached_property
+    def block(self) -> tuple[int, int, int, int]:
+        """Return channels per program, padded columns of a state, their number, and warps."""
+        parts = 2 if self.words else 1
+        columns = _cdiv(self.A.shape[1], parts)
+        lanes = min(LANES, _power_of_two(self.width))
+        padded = _power_of_two(columns)
+        return lanes, padded, columns, max(1, LANES * padded * parts // STATE_PER_WARP)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of channels per group."""
+        return _cdiv(self.width, self.block[0])
 
     def buffer(self, rows: int) -> Tensor:
-        """Room for states (rows, D, N)."""
-        return torch.empty(rows, *self.A.shape[-2:], dtype=torch.float32, device=self.x.device)
-
-    def blocks(self) -> tuple[int, int, int]:
-        """Return the forward's channels per program, padded N and warps."""
-        block_n = triton.next_power_of_2(self.A.shape[-1])
-        block_d = min(triton.next_power_of_2(self.width), max(1, TILE // block_n), 128)
-        return block_d, block_n, max(1, min(4, block_d * block_n // 512))
-
-    def even(self, block_d: int, block_n: int) -> bool:
-        """Whether blocks fit exactly, so that loads need no mask."""
-        return self.width % block_d == 0 and self.A.shape[-1] == block_n
+        """Room for states (rows, N, D)."""
+        return self.x.new_empty(rows, *self.A.shape[1:], dtype=torch.float32)
 
     def common(self, gated: bool = True) -> dict[str, object]:
         """Return the arguments that every kernel over time takes under the same name, without the gate if asked to."""
-        z = self.z if gated else None
+        z, dt = self.z if gated else None, self.dt
+        lanes, padded, columns, warps = self.block
         return {
-            "dt": self.dt,
+            "dt": dt,
             "A": self.A,
             "z": z,
             "dt_bias": self.dt_bias,
             "cu_seqlens": self.cu_seqlens,
             "slot_base": self.slot_base,
-            "slot_row": self.slot_row,
+            "span_base": self.span_base,
+            "span_row": self.span_row,
             "length": self.x.shape[1],
             "slots": self.slots,
+            "span": self.span,
+            "spans": self.spans,
+            "height": self.height,
+            "line": self.line,
             "groups": self.groups,
             "width": self.width,
+            "A_rows": self.A.shape[0],
             "scale": self.scale,
-            "dt_b": self.dt.stride(0),
-            "dt_t": self.dt.stride(1),
+            "dt_b": dt.stride(0),
+            "dt_k": 0 if self.codes is None else dt.stride(2),
+            "dt_t": dt.stride(1),
             "z_b": 0 if z is None else z.stride(0),
             "z_t": 0 if z is None else z.stride(1),
-            "A_row": 0 if self.A.shape[0] == 1 else self.A.stride(0),
-            "N": self.A.shape[-1],
+            "N": self.A.shape[1],
             "CHUNK": self.chunk,
+            "PARALLEL": self.span > 0,
+            "STEPS": min(STEPS, self.chunk),
+            "BLOCK_D": lanes,
+            "BLOCK_N": padded,
+            "WORDS": self.words,
             "SOFTPLUS": self.dt_softplus,
+            "PRECISE": self.x.dtype == torch.float32,
             "REVERSE": self.reverse,
+            "CODES": 0 if self.codes is None else sum(code << (2 * k) for k, code in enumerate(self.codes)),
+            "DIRS": self.directions,
+            "PLANE": self.codes is not None,
+            "WIDE": self.wide(),
+            "ALIGN": self.align,
+            "EVEN": self.width % lanes == 0,
+            "FULL": padded == columns,
+            "num_warps": warps,
+            **FUSION,
+            **UNPIPELINED,
         }
 
-    def weights(self, name: str, x: Tensor) -> dict[str, object]:
-        """Return B or C (or W in its place) with its strides."""
-        return {name: x, f"{name}_b": x.stride(0), f"{name}_t": x.stride(1), f"{name}_g": x.stride(2)}
+    def wide(self) -> bool:
+        """Whether offsets inside a row need 64 bits."""
+        strides = [t.stride(1) for t in (self.x, self.dt, self.B, self.C, self.z) if t is not None]
+        strides += [self.x.shape[2] * self.directions, 2 * self.A.shape[1] * self.groups * self.directions]
+        return self.x.shape[1] * max(strides) >= 2**31
+
+    def weights(self, name: str, t: Tensor) -> dict[str, object]:
+        """Return B or C (or W in its place) with its strides in multiples of `align`."""
+        b, length, g = (stride // self.align for stride in t.stride()[:3])
+        return {name: t, f"{name}_b": b, f"{name}_t": length, f"{name}_g": g}
 
     def skip(self) -> dict[str, object]:
-        """Return D with its stride."""
-        return {"D": self.D, "D_row": 0 if self.D is None or self.D.shape[0] == 1 else self.D.stride(0)}
+        """Return D with its rows."""
+        return {"D": self.D, "D_rows": 1 if self.D is None else self.D.shape[0], "batches": self.x.shape[0]}
 
 
 def prepare(
@@ -137,13 +197,16 @@ def prepare(
     reverse: bool,
     *,
     chunk: int,
-    parallel: bool | None = None,
+    span: int | None = None,
     scale: float = 1.0,
+    codes: tuple[int, ...] | None = None,
+    height: int = 0,
+    line: int = 0,
 ) -> Scan:
     """Bring the arguments into the kernels' form and choose the way through the rows.
 
     Args:
-        x: And the following, as in `selective_scan`.
+        x: And the following, as in `selective_scan`; in two dimensions as `Scan` has them.
         dt: Time steps.
         A: Rates.
         B: Input weights.
@@ -156,44 +219,90 @@ def prepare(
         dt_softplus: Whether dt goes through softplus.
         reverse: Whether the scan runs from the last step.
         chunk: Steps per chunk, a power of two.
-        parallel: Cut rows into chunks that run side by side; None decides by size.
+        span: Chunks of a row per program, 0 for whole rows; None decides by size.
         scale: Factor of y.
+        codes: Of the directions of an image: 0 along rows, 1 down columns, 2 and 3 the same reversed.
+        height: Of the image.
+        line: Its width.
     """
     batch, length, channels = x.shape
     if B.dim() == 3:
         B, C = B[:, :, None], C[:, :, None]
-    A = _parameter(A if A.dim() == 3 else A[None])
-    slot_base = slot_row = None
-    rows, slots = batch, triton.cdiv(length, chunk)
+    state = A.shape[-1]
+    B, C, words, align = _words(B, C)
+    rows, slots = batch * (1 if codes is None else len(codes)), _cdiv(length, chunk)
     if cu_seqlens is not None:
+        cu_seqlens = cu_seqlens.long().contiguous()
         rows = cu_seqlens.shape[0] - 1
-        slot_base = torch.nn.functional.pad((cu_seqlens.diff() + (chunk - 1)) // chunk, (1, 0)).cumsum(0)
-        every = torch.arange(length // chunk + rows, device=x.device)
-        slot_row = torch.searchsorted(slot_base[1:], every, right=True).clamp_(max=rows - 1)
-    if parallel is None:
-        programs = rows * triton.cdiv(channels * triton.next_power_of_2(A.shape[-1]), TILE)
-        parallel = length > LONG_ROW * chunk * (rows // batch) and programs < ENOUGH_PROGRAMS
+    groups = 1 if codes is not None else B.shape[2]
+    if span is None:
+        span = _span(rows, groups, channels, state, length if cu_seqlens is None else length // rows, chunk)
+    slot_base = span_base = span_row = None
+    if cu_seqlens is not None:
+        slots_of = (cu_seqlens.diff() + (chunk - 1)) // chunk
+        slot_base = torch.nn.functional.pad(slots_of, (1, 0)).cumsum(0)
+        if span:
+            span_base = torch.nn.functional.pad((slots_of + (span - 1)) // span, (1, 0)).cumsum(0)
+            every = torch.arange(length // (chunk * span) + rows, device=x.device)
+            span_row = torch.searchsorted(span_base[1:], every, right=True).clamp_(max=rows - 1)
     return Scan(
         x=_unit_stride(x),
         dt=_unit_stride(dt),
-        A=A,
-        B=_unit_stride(B),
-        C=_unit_stride(C),
+        A=_transposed(A if A.dim() == 3 else A[None]),
+        B=B,
+        C=C,
         D=None if D is None else _parameter(D if D.dim() == 2 else D[None]),
         z=None if z is None else _unit_stride(z),
         dt_bias=None if dt_bias is None else _parameter(dt_bias),
-        initial=None if initial_state is None else _parameter(initial_state),
-        cu_seqlens=None if cu_seqlens is None else cu_seqlens.long().contiguous(),
+        initial=None if initial_state is None else _transposed(initial_state),
+        cu_seqlens=cu_seqlens,
         slot_base=slot_base,
-        slot_row=slot_row,
+        span_base=span_base,
+        span_row=span_row,
+        words=words,
+        align=align,
         rows=rows,
         slots=slots,
+        span=span,
         chunk=chunk,
+        codes=codes,
+        height=height,
+        line=line,
         dt_softplus=dt_softplus,
         reverse=reverse,
-        parallel=parallel,
         scale=scale,
     )
+
+
+def _span(rows: int, groups: int, channels: int, state: int, length: int, chunk: int) -> int:
+    """Return the chunks per unit, 0 for whole rows."""
+    programs = rows * groups * _cdiv(channels // groups, LANES)
+    slots = _cdiv(length, chunk)
+    if slots <= SHORT_ROW or programs >= ENOUGH_PROGRAMS:
+        return 0
+    wanted = WANTED_SHORT_PROGRAMS if state <= 4 else WANTED_PROGRAMS
+    return max(1, slots * programs // wanted)
+
+
+def _words(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, int, int]:
+    """Pack two half-precision numbers into a word, so that a thread unpacks a pair by a shift and a mask."""
+    if B.dtype != C.dtype:
+        B, C = B.float(), C.float()
+    words = 0
+    if B.dtype in (torch.bfloat16, torch.float16) and B.shape[-1] % 2 == 0:
+        words = 1 if B.dtype == torch.bfloat16 else 2
+        B, C = (t if _packs(t) else t.contiguous() for t in (B, C))
+        B, C = B.view(torch.int32), C.view(torch.int32)
+    else:
+        B, C = _unit_stride(B), _unit_stride(C)
+    strides = [*B.stride()[:3], *C.stride()[:3]]
+    align = next(a for a in (4, 2, 1) if all(stride % a == 0 for stride in strides))
+    return B, C, words, align
+
+
+def _packs(t: Tensor) -> bool:
+    """Whether pairs along the last axis lie in whole words."""
+    return t.stride(-1) == 1 and t.data_ptr() % 4 == 0 and all(stride % 2 == 0 for stride in t.stride()[:-1])
 
 
 def forward(
@@ -212,46 +321,51 @@ def forward(
     *,
     save_states: bool,
     chunk: int,
-    parallel: bool | None = None,
+    span: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y, the final state and the states before every chunk (slots, D, N); no slots unless `save_states`."""
+    """Return y, the final state and the states before every chunk; no chunks unless `save_states`.
+
+    The states of chunks are for `backward` alone: in memory they are (slots, N, D), whatever their shape says.
+    """
     tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens)
-    scan = prepare(*tensors, dt_softplus, reverse, chunk=chunk, parallel=parallel)
-    return launch_forward(scan, save_states=save_states, out=torch.empty(x.shape, dtype=x.dtype, device=x.device))
+    scan = prepare(*tensors, dt_softplus, reverse, chunk=chunk, span=span)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    final, saved = launch_forward(scan, save_states=save_states, out=y)
+    return y, final.mT, saved.view(saved.shape[0], *A.shape[-2:])
 
 
-def launch_forward(
-    scan: Scan, *, save_states: bool, out: Tensor, added: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run the forward into `out`; `added` (B, L, D) float32 joins C.h + D * x ahead of the gate."""
-    block_d, block_n, warps = scan.blocks()
+def launch_forward(scan: Scan, *, save_states: bool, out: Tensor, added: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Run the forward into `out`; return the final states and those of the chunks.
+
+    Args:
+        scan: The call.
+        save_states: Keep the states before every chunk.
+        out: Written, (B, L, D); in two dimensions (K, B, L, D), one result per direction.
+        added: (B, L, D) float32, joins C.h + D * x ahead of the gate.
+    """
     final = scan.buffer(scan.rows)
-    saved = scan.buffer(scan.total_slots if save_states or scan.parallel else 0)
+    saved = scan.buffer(scan.total_slots if save_states else 0)
+    entering = None
     with _on_device(scan.x):
-        if scan.parallel:
-            _launch_local(scan, scan.x, scan.B, saved, scan.initial, final, adjoint=False)
-        grid = (scan.units * scan.groups * triton.cdiv(scan.width, block_d),)
-        forward_kernel[grid](
+        if scan.span:
+            entering = scan.buffer(scan.units)
+            _launch_local(scan, scan.x, scan.B, entering, scan.initial, final, adjoint=False)
+        forward_kernel[(scan.units * scan.groups * scan.blocks,)](
             x=scan.x,
             x_b=scan.x.stride(0),
             x_t=scan.x.stride(1),
             initial=scan.initial,
             added=added,
             y=out,
-            saved=saved if save_states or scan.parallel else None,
+            saved=saved if save_states else None,
+            entering=entering,
             final=final,
-            BLOCK_D=block_d,
-            BLOCK_N=block_n,
-            PARALLEL=scan.parallel,
-            EVEN=scan.even(block_d, block_n),
-            num_warps=warps,
-            **FUSION,
             **scan.common(),
             **scan.skip(),
             **scan.weights("B", scan.B),
             **scan.weights("C", scan.C),
         )
-    return out, final, saved if save_states else saved.new_empty(0, *scan.A.shape[-2:])
+    return final, saved
 
 
 def _launch_local(
@@ -264,37 +378,31 @@ def _launch_local(
     *,
     adjoint: bool,
 ) -> None:
-    """Fill `ends` with the state that enters every chunk (the adjoint that does so from behind), `final` with the last.
+    """Fill `ends` with the state that enters every unit (the adjoint that does so from behind), `final` with the last.
 
     Args:
         scan: The call.
         values: x, or the gradient of y.
         weights: B, or C.
-        ends: Written, (slots, D, N).
-        initial: State that enters a row, (rows, D, N), zero if None.
+        ends: Written, (units, N, D).
+        initial: State that enters a row, (rows, N, D), zero if None.
         final: Written: the state that leaves it.
         adjoint: Walk from the last step to the first.
     """
-    block_d, block_n, warps = scan.blocks()
     totals = torch.empty_like(ends)
-    local_kernel[(scan.total_slots * scan.groups * triton.cdiv(scan.width, block_d),)](
+    local_kernel[(scan.units * scan.groups * scan.blocks,)](
         x=values,
         x_b=values.stride(0),
         x_t=values.stride(1),
         ends=ends,
         totals=totals,
-        BLOCK_D=block_d,
-        BLOCK_N=block_n,
         ADJOINT=adjoint,
-        EVEN=scan.even(block_d, block_n),
-        num_warps=warps,
-        **FUSION,
         **scan.common(gated=adjoint),
         **scan.weights("W", weights),
     )
     size = final[0].numel()
-    carry_kernel[(scan.rows * triton.cdiv(size, FLAT_BLOCK),)](
-        ends, totals, initial, final, scan.slot_base, scan.slots, size, ADJOINT=adjoint, BLOCK=FLAT_BLOCK, **FUSION
+    carry_kernel[(scan.rows * _cdiv(size, FLAT_BLOCK),)](
+        ends, totals, initial, final, scan.span_base, scan.spans, size, ADJOINT=adjoint, BLOCK=FLAT_BLOCK, **FUSION
     )
 
 
@@ -316,11 +424,13 @@ def backward(
     grad_final: Tensor | None,
     *,
     chunk: int,
-    parallel: bool | None = None,
+    span: int | None = None,
 ) -> tuple[Tensor, ...]:
     """Return the gradients of the nine floating arguments in their order, empty tensors for those that are None."""
     inputs = (x, dt, A, B, C, D, z, dt_bias, initial_state)
-    scan = prepare(*inputs, cu_seqlens, dt_softplus, reverse, chunk=chunk, parallel=parallel)
+    scan = prepare(*inputs, cu_seqlens, dt_softplus, reverse, chunk=chunk, span=span)
+    if chunk_states.shape[0] == 0:  # the forward was told that nobody would ask
+        chunk_states = launch_forward(scan, save_states=True, out=torch.empty_like(scan.x))[1]
     grad_z = x.new_empty(0) if z is None else torch.empty(z.shape, dtype=z.dtype, device=z.device)
     grads = launch_backward(scan, chunk_states, grad_y, grad_final, grad_z=grad_z)
     return like(grads, inputs)
@@ -331,7 +441,7 @@ def like(grads: tuple[Tensor | None, ...], inputs: tuple[Tensor | None, ...]) ->
     x = inputs[0]
     assert x is not None
     return tuple(
-        x.new_empty(0) if grad is None or given is None else grad.reshape(given.shape).to(given.dtype)
+        x.new_empty(0) if grad is None or given is None else grad.reshape(given.shape).to(given.dtype).contiguous()
         for grad, given in zip(grads, inputs, strict=True)
     )
 
@@ -345,70 +455,107 @@ def launch_backward(
     grad_z: Tensor,
     added: Tensor | None = None,
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients in the order of the arguments; `grad_z` is written, `added` (B, L, D) float32 joins it."""
-    x, channels = scan.x, scan.x.shape[2]
-    if chunk_states.shape[0] == 0:  # the forward was told that nobody would ask
-        chunk_states = launch_forward(scan, save_states=True, out=torch.empty_like(x))[2]
-    block_d = min(triton.next_power_of_2(scan.width), BACKWARD_CHANNELS)
-    per_group = triton.cdiv(scan.width, block_d)
+    """Return the gradients in the order of the arguments.
+
+    Args:
+        scan: The call.
+        chunk_states: What the forward saved, (slots, N, D).
+        grad_y: Gradient of y, (B, L, D).
+        grad_final: Gradient of the final states, (rows, D, N).
+        grad_z: Written, the gradient of z.
+        added: (B, L, D) float32, joins the gradient of z.
+    """
+    x, (batch, length, channels), state = scan.x, scan.x.shape, scan.A.shape[1]
     grad_y = _unit_stride(grad_y)
-    grad_final = None if grad_final is None else _parameter(grad_final)
-    grad_initial = scan.buffer(scan.rows).zero_() if grad_final is None else grad_final.clone()
-    adjoints, part_A = scan.buffer(scan.total_slots), scan.buffer(scan.total_slots)
-    parts = [x.new_empty(scan.total_slots, channels, dtype=torch.float32) for _ in range(2)]
-    shape = (per_group, x.shape[0], scan.groups, scan.A.shape[-1], x.shape[1])
-    part_B, part_C = (x.new_empty(shape, dtype=torch.float32) for _ in range(2))
-    grad_x, grad_dt = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (x, scan.dt))
+    grad_final = None if grad_final is None else _transposed(grad_final)
+    adjoints, part_A = scan.buffer(scan.units), scan.buffer(scan.units)
+    grad_initial = adjoints  # what is left in it where a unit is a row
+    shape = (scan.blocks, batch, length, scan.groups * scan.directions, state, 2)
+    part_BC = x.new_empty(shape, dtype=partial_dtype(x))
+    part_D, part_bias = (x.new_empty(scan.units, channels, dtype=torch.float32) for _ in range(2))
+    kinds = (scan.directions, *x.shape)
+    grad_x = x.new_empty(kinds, dtype=x.dtype if scan.codes is None else partial_dtype(x))
+    grad_dt = torch.empty(scan.dt.shape, dtype=scan.dt.dtype, device=x.device)
+    lanes, padded, _, _ = scan.block
+    steps = min(STEPS, scan.chunk)
+    items = scan.units * scan.groups * scan.blocks
+    programs = min(items, resident_programs(x.device))  # at a time, so that their scratch is bounded
+    scratch = x.new_empty(programs, scan.chunk // steps, state, lanes, dtype=torch.float32)
     with _on_device(x):
-        if scan.parallel:
+        if scan.span:
+            grad_initial = scan.buffer(scan.rows)
             _launch_local(scan, grad_y, scan.C, adjoints, grad_final, grad_initial, adjoint=True)
-        backward_kernel[(scan.units * scan.groups * per_group,)](
-            x=x,
-            x_b=x.stride(0),
-            x_t=x.stride(1),
-            grad_y=grad_y,
-            grad_b=grad_y.stride(0),
-            grad_t=grad_y.stride(1),
-            saved=chunk_states,
-            adjoints=adjoints,
-            grad_final=grad_final,
-            added=added,
-            grad_x=grad_x,
-            grad_dt=grad_dt,
-            grad_z=grad_z,
-            part_A=part_A,
-            part_B=part_B,
-            part_C=part_C,
-            part_D=parts[0],
-            part_bias=parts[1],
-            grad_initial=grad_initial,
-            batches=x.shape[0],
-            BLOCK_D=block_d,
-            PARALLEL=scan.parallel,
-            num_warps=4,
-            **FUSION,
-            **scan.common(),
-            **scan.skip(),
-            **scan.weights("B", scan.B),
-            **scan.weights("C", scan.C),
-        )
-        grad_A = _sum_chunks(scan, part_A)
-        grad_D = None if scan.D is None else _sum_chunks(scan, parts[0])
-        grad_bias = None if scan.dt_bias is None else _sum_chunks(scan, parts[1]).sum(0)
-    if scan.A.shape[0] == 1:
-        grad_A = grad_A.sum(0)
-    if grad_D is not None and scan.D is not None and scan.D.shape[0] == 1:
-        grad_D = grad_D.sum(0)
-    grad_B, grad_C = (part.sum(0).permute(0, 3, 1, 2).contiguous() for part in (part_B, part_C))
-    return grad_x, grad_dt, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias, grad_initial
+        elif grad_final is None:
+            adjoints.zero_()
+        else:
+            adjoints.copy_(grad_final)
+        for first_program in range(0, items, programs):
+            backward_kernel[(min(programs, items - first_program),)](
+                first_program=first_program,
+                x=x,
+                x_b=x.stride(0),
+                x_t=x.stride(1),
+                grad_y=grad_y,
+                grad_b=grad_y.stride(0),
+                grad_t=grad_y.stride(1),
+                saved=chunk_states,
+                adjoints=adjoints,
+                scratch=scratch,
+                added=added,
+                grad_x=grad_x,
+                grad_dt=grad_dt,
+                grad_z=grad_z,
+                part_A=part_A,
+                part_BC=part_BC,
+                part_D=part_D,
+                part_bias=part_bias,
+                BLOCK_K=min(padded, BACKWARD_STATES // (2 if scan.words else 1)),
+                **scan.common(),
+                **scan.skip(),
+                **scan.weights("B", scan.B),
+                **scan.weights("C", scan.C),
+            )
+        grad_A = _sum_units(scan, part_A, scan.A.shape[0]).mT
+        grad_D = None if scan.D is None else _sum_units(scan, part_D, scan.D.shape[0])
+        grad_bias = None if scan.dt_bias is None else _sum_units(scan, part_bias, scan.directions)
+    grad_B, grad_C = torch.sum(part_BC, 0, dtype=torch.float32).unbind(-1)
+    summed = grad_x[0] if scan.directions == 1 else grad_x.sum(0, dtype=torch.float32)
+    return summed, grad_dt, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias, grad_initial.mT
 
 
-def _sum_chunks(scan: Scan, parts: Tensor) -> Tensor:
-    """Add partial sums (slots, ...) over the chunks of every row."""
+def _cdiv(a: int, b: int) -> int:
+    """Divide and round up; Triton's own takes ten times as long, which many small launches would feel."""
+    return -(-a // b)
+
+
+def _power_of_two(n: int) -> int:
+    """Return the least power of two from n on."""
+    return 1 << (n - 1).bit_length()
+
+
+@cache
+def resident_programs(device: torch.device) -> int:
+    """Return how many programs of the backward a device is given, which share out the work: as many as it can hold."""
+    if device.type != "cuda":
+        return 4
+    return PROGRAMS_PER_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def partial_dtype(x: Tensor) -> torch.dtype:
+    """Return what the results of single directions are kept in until they are added."""
+    return torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
+
+
+def _sum_units(scan: Scan, parts: Tensor, kinds: int) -> Tensor:
+    """Add partial sums (units, ...) over the units that share a parameter; `kinds` is how many parameters there are."""
+    if kinds == 1:
+        return parts.sum(0, keepdim=True)
+    if scan.span_base is None:
+        return parts.view(scan.rows // kinds, kinds, scan.spans, *parts.shape[1:]).sum((0, 2))
     out = parts.new_empty(scan.rows, *parts.shape[1:])
     size = out[0].numel()
-    sum_kernel[(scan.rows * triton.cdiv(size, FLAT_BLOCK),)](
-        parts, out, scan.slot_base, scan.slots, size, BLOCK=FLAT_BLOCK, **FUSION
+    sum_kernel[(scan.rows * _cdiv(size, FLAT_BLOCK),)](
+        parts, out, scan.span_base, scan.spans, size, BLOCK=FLAT_BLOCK, **FUSION
     )
     return out
 
@@ -420,6 +567,11 @@ def _unit_stride(x: Tensor) -> Tensor:
 
 def _parameter(x: Tensor) -> Tensor:
     return x.to(torch.float32).contiguous()
+
+
+def _transposed(x: Tensor) -> Tensor:
+    """Return (rows, D, N) as (rows, N, D)."""
+    return x.mT.to(torch.float32).contiguous()
 
 
 def _on_device(x: Tensor) -> AbstractContextManager[None] | torch.cuda.device:

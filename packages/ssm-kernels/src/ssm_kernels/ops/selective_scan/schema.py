@@ -69,7 +69,8 @@ def _forward(
             from . import kernels  # on the first launch, not on import
 
             return kernels.forward(*args, save_states=save_states, chunk=CHUNK)
-        return torch_impl.forward(*args, save_states=save_states, chunk=CHUNK)
+        y, final, states = torch_impl.forward(*args, save_states=save_states, chunk=CHUNK)
+        return y, final.mT.contiguous().mT, states  # channels next to one another, as the kernels leave it
 
 
 @torch.library.impl("ssm_kernels::selective_scan_backward", "CompositeExplicitAutograd")
@@ -126,7 +127,7 @@ def _forward_fake(
     state = A.shape[-1]
     return (
         x.new_empty(x.shape),
-        x.new_empty((rows, channels, state), dtype=kind),
+        x.new_empty((rows, state, channels), dtype=kind).mT,
         x.new_empty((saved, channels, state), dtype=kind),
     )
 

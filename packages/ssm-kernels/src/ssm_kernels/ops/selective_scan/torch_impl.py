@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .torch_impl_backward import Gradients, backward_segment
-from .torch_impl_run import Problem, Run, carry, columns, flat_rows, rows
+from .torch_impl_run import Problem, Run, carry, columns, flat_rows, local_states, rows
 
 
 def forward(
@@ -47,17 +47,19 @@ def forward(
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     final = p.initial.clone()
     saved = final.new_zeros(p.saved_rows() if save_states else 0, *A.shape[-2:])
-    for slab in p.slabs():
+    for slab, segments in p.cuts(backwards=False):
         initial, last = p.states(slab, p.initial), p.states(slab, final)
         state = initial if p.bounds is None else torch.zeros_like(initial[:1])
-        for segment in p.in_order(p.segments(slab)):
+        for segment in segments:
             run = Run(p, slab, segment)
-            decays = run.buffer(segment.steps if segment.chunks > 1 else 1)
-            starts = (
-                state[:, None] if segment.chunks == 1 else carry(*_local(run, decays, initial), state, run.chunk_order)
-            )
+            if segment.chunks == 1:
+                decays, starts = run.buffer(1), state[:, None]
+            else:
+                decays = run.steps_buffer("decays", segment.steps)
+                starts = carry(*local_states(run, decays, initial), state, run.chunk_order)
             if save_states:
-                p.chunk_states(saved, slab, segment).copy_(starts)
+                for k, place in p.chunk_states(saved, slab, segment):
+                    place.copy_(starts[:, k])
             y_raw, state = _outputs(run, decays, starts, initial, last)
             if run.skip is not None:
                 y_raw.addcmul_(run.x, run.skip)
@@ -94,31 +96,19 @@ def backward(
         chunk_states = forward(*inputs, cu_seqlens, dt_softplus, reverse, save_states=True, chunk=chunk)[2]
     p = Problem.of(*inputs, cu_seqlens, dt_softplus, reverse, chunk)
     grads = Gradients.zeros(p)
-    for slab in p.slabs():
+    for slab, segments in p.cuts(backwards=True):
         initial, into = p.states(slab, p.initial), p.states(slab, grads.initial)
         final = torch.zeros_like(initial) if grad_final is None else p.states(slab, grad_final.to(p.kind)).contiguous()
         adjoint = final if p.bounds is None else torch.zeros_like(final[:1])
         if p.bounds is not None:
             into.copy_(final)  # what an empty sequence passes through; the others write their own
-        for segment in p.in_order(p.segments(slab), backwards=True):
+        for segment in segments:
             run = Run(p, slab, segment)
-            starts = p.chunk_states(chunk_states, slab, segment)
-            adjoint = backward_segment(run, starts, adjoint, initial, final, grad_y, grads)
+            state = dict(p.chunk_states(chunk_states, slab, segment))[run.chunk_order[0]]
+            adjoint = backward_segment(run, state, adjoint, initial, final, grad_y, grads)
         if p.bounds is None:
             into.copy_(adjoint)
     return grads.like(inputs)
-
-
-def _local(run: Run, decays: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
-    """Run all chunks from a zero state; write their decays, return their end states and total decays."""
-    state = run.buffer().zero_()
-    delta, u, B = rows(run.delta), rows(run.u), columns(run.B)
-    decay = decays.unbind(0)
-    run.begin()
-    for j in run.order:
-        run.replace(run.segment.entries.get(j), state, initial)
-        state.mul_(run.decay(delta[j], decay[j])).addcmul_(u[j], B[j])
-    return state, run.total_decay(run.segment.entries)
 
 
 def _outputs(run: Run, decays: Tensor, starts: Tensor, initial: Tensor, final: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,7 +116,7 @@ def _outputs(run: Run, decays: Tensor, starts: Tensor, initial: Tensor, final: T
 
     With one chunk there was no local pass, so the decays are made here. Packed rows also write `final`.
     """
-    state, y = run.buffer().copy_(starts), torch.empty_like(run.x)
+    state, y = run.buffer().copy_(starts), run.sequence()
     matrices = state.flatten(0, 2)
     delta, u, B, C, out = rows(run.delta), rows(run.u), columns(run.B), flat_rows(run.C), flat_rows(y)
     run.begin()
@@ -134,7 +124,7 @@ def _outputs(run: Run, decays: Tensor, starts: Tensor, initial: Tensor, final: T
         run.replace(run.segment.entries.get(j), state, initial)
         decay = run.decay(delta[j], decays[0]) if run.segment.chunks == 1 else decays[j]
         state.mul_(decay).addcmul_(u[j], B[j])
-        torch.bmm(C[j], matrices, out=out[j])
+        run.read(C[j], matrices, out[j])
         if event := run.segment.exits.get(j):
             final[event.sequences] = state[0, event.chunks]
     return y, state[:, run.chunk_order[-1]]

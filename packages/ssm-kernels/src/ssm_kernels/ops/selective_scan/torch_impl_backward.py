@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .torch_impl_run import Problem, Run, carry, columns, flat_columns, flat_rows, rows
+from .torch_impl_run import LN_2, Problem, Run, carry, columns, flat_rows, local_states, rows
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Gradients:
 
 def backward_segment(
     run: Run,
-    starts: Tensor,
+    state: Tensor,
     adjoint: Tensor,
     initial: Tensor,
     final: Tensor,
@@ -75,7 +75,7 @@ def backward_segment(
 
     Args:
         run: The segment's inputs.
-        starts: States that enter the chunks, (b, k, g, N, d).
+        state: State that enters the segment, (b, g, N, d).
         adjoint: Gradient of the state that leaves the segment, (b, g, N, d).
         initial: Initial states of packed sequences, (S, g, N, d).
         final: Gradients of their final states, (S, g, N, d).
@@ -86,14 +86,18 @@ def backward_segment(
     grad = run.load(slab.sequence(grad_y))
     z = None if p.z is None else run.load(slab.sequence(p.z))
     gated = grad if z is None else grad * F.silu(z)
-    decays, before = run.buffer(run.segment.steps), run.buffer(run.segment.steps)
+    decays, before = (run.steps_buffer(name, run.segment.steps) for name in ("decays", "before"))
+    if run.segment.chunks > 1:
+        starts = carry(*local_states(run, decays, initial), state, run.chunk_order)
+    else:
+        starts = state[:, None]
     y = _states(run, decays, before, starts, initial, gated, grads)
     if run.segment.chunks > 1:
         adjoints = carry(*_local_adjoint(run, decays, gated, final), adjoint, run.chunk_order[::-1])
     else:
         adjoints = adjoint[:, None]
     grad_u, grad_rate, adjoint = _adjoint(run, decays, before, adjoints, final, gated, grads)
-    grad_x, grad_delta = run.delta * grad_u, grad_rate.addcmul_(run.x, grad_u)
+    grad_x, grad_delta = run.delta * grad_u, grad_rate.mul_(LN_2).addcmul_(run.x, grad_u)
     if run.skip is not None and grads.D is not None:
         grad_x.addcmul_(gated, run.skip)
         _add_skip_gradient(run, gated, grads.D)
@@ -103,7 +107,8 @@ def backward_segment(
         gate = torch.sigmoid(z)
         run.unpack(slab.sequence(grads.z)).copy_(grad * y * gate * (1 + z * (1 - gate)))
     if p.dt_softplus:
-        grad_delta *= torch.where(run.raw > 20, 1.0, torch.sigmoid(run.raw))  # PyTorch's softplus is linear above 20
+        slope = run.delta.neg().expm1_().neg_()  # sigmoid(v) = 1 - exp(-softplus(v))
+        grad_delta *= slope.masked_fill_(run.delta > 20, 1.0)  # PyTorch's softplus is linear there
     run.unpack(slab.sequence(grads.x)).copy_(grad_x)
     run.unpack(slab.sequence(grads.dt)).copy_(grad_delta)
     if grads.dt_bias is not None:
@@ -115,21 +120,23 @@ def _states(
     run: Run, decays: Tensor, before: Tensor, starts: Tensor, initial: Tensor, gated: Tensor, grads: Gradients
 ) -> Tensor | None:
     """Recompute decays and the state before every step; add C's gradient; return C.h if there is a gate to need it."""
-    y = torch.empty_like(run.x) if run.p.z is not None else None
+    y = run.sequence() if run.p.z is not None else None
     grad_C = torch.empty_like(run.C)
     delta, u, B, C, decay = rows(run.delta), rows(run.u), columns(run.B), flat_rows(run.C), decays.unbind(0)
-    grad, out = flat_columns(gated), flat_columns(grad_C)
+    grad, out = flat_rows(gated), flat_rows(grad_C)
     read = None if y is None else flat_rows(y)
     state = (*before.unbind(0), run.buffer())  # the last one takes the state behind the last step
     state[run.order[0]].copy_(starts)
     run.begin()
     for j, following in zip(run.order, (*run.order[1:], -1), strict=True):
         run.replace(run.segment.entries.get(j), state[j], initial)
-        after = torch.mul(state[j], run.decay(delta[j], decay[j]), out=state[following]).addcmul_(u[j], B[j])
+        if run.segment.chunks == 1:
+            run.decay(delta[j], decay[j])
+        after = torch.mul(state[j], decay[j], out=state[following]).addcmul_(u[j], B[j])
         matrices = after.flatten(0, 2)
-        torch.bmm(matrices, grad[j], out=out[j])
+        torch.bmm(grad[j], matrices.mT, out=out[j])  # as rows: the library's product with a column is much slower
         if read is not None:
-            torch.bmm(C[j], matrices, out=read[j])
+            run.read(C[j], matrices, read[j])
     run.unpack(run.slab.grouped(grads.C)).add_(grad_C)
     return y
 
@@ -154,17 +161,18 @@ def _adjoint(
         Gradient of delta * x, (T, b, k, g, d); gradient of delta through the decays, the same shape; the adjoint of the
         state that entered the segment, (b, g, N, d).
     """
-    grad_u, grad_rate, grad_B = torch.empty_like(run.x), torch.empty_like(run.x), torch.empty_like(run.B)
+    grad_u, grad_rate, grad_B = run.sequence(), run.sequence(), torch.empty_like(run.B)
     adjoint, through, grad_A = run.buffer().copy_(adjoints), run.buffer(), run.buffer().zero_()
     matrices = adjoint.flatten(0, 2)
+    turned = matrices.mT
     C, grad, delta = columns(run.C), rows(gated), rows(run.delta)
-    u, B, out_B, out_u = flat_columns(run.u), flat_rows(run.B), flat_columns(grad_B), flat_rows(grad_u)
+    u, B, out_B, out_u = flat_rows(run.u), flat_rows(run.B), flat_rows(grad_B), flat_rows(grad_u)
     run.begin(backwards=True)
     for j in reversed(run.order):
         run.replace(run.segment.exits.get(j), adjoint, final)
         adjoint.addcmul_(C[j], grad[j])
-        torch.bmm(matrices, u[j], out=out_B[j])
-        torch.bmm(B[j], matrices, out=out_u[j])
+        torch.bmm(u[j], turned, out=out_B[j])
+        run.read(B[j], matrices, out_u[j])
         adjoint.mul_(decays[j])
         torch.mul(adjoint, before[j], out=through)  # the gradient of delta * A
         grad_A.addcmul_(through, delta[j])

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 TILE = 3 << 15  # numbers per position of a segment: large enough to hide the call, small enough for the cache
+STEPS = 32  # steps of a chunk where chunks are walked in parallel; TILE * STEPS numbers about fill the last cache
 THIN = 4  # what a state of 1 to 3 numbers counts as: next to it the buffers without a state axis weigh more
 
 
@@ -30,7 +31,7 @@ class Event:
 
 @dataclass
 class Segment:
-    """`chunks` chunks of `steps` steps each, from step `begin` on; `first_chunk` counts chunks from the row's start.
+    """`chunks` chunks of `steps` steps each, from step `begin` on.
 
     `entries[j]` and `exits[j]` are the events at position j of the chunks, `sequence_first` and `sequence_last` the
     sequences at every chunk's first and last step in time. All empty when nothing is packed.
@@ -39,7 +40,6 @@ class Segment:
     begin: int
     chunks: int
     steps: int
-    first_chunk: int
     entries: dict[int, Event] = field(default_factory=dict)
     exits: dict[int, Event] = field(default_factory=dict)
     sequence_first: list[int] = field(default_factory=list)
@@ -50,23 +50,62 @@ class Segment:
         """The step behind the last one."""
         return self.begin + self.chunks * self.steps
 
+    def saved(self, length: int, every: int, reverse: bool) -> Iterator[tuple[int, int]]:
+        """Yield the chunks whose entering state is saved, once for `every` steps, each with its place in the row."""
+        for k in range(self.chunks):
+            first = self.begin + k * self.steps
+            behind = first + self.steps
+            if reverse and (behind % every == 0 or behind == length):
+                yield k, (behind - 1) // every
+            elif not reverse and first % every == 0:
+                yield k, first // every
 
-def segments(
-    length: int, chunk: int, width: int, bounds: list[int] | None, reverse: bool, device: torch.device
-) -> list[Segment]:
-    """Cut `length` steps into segments, in time order; `width` is what one position of one chunk counts as.
 
-    Whole chunks go together as far as TILE allows; what is left behind the last whole chunk is a segment of its own.
+def _steps(width: int, length: int) -> int:
+    """Choose the steps of a chunk: fewer where a row fits into one segment, which then takes fewer calls."""
+    return STEPS // 2 if width * length < TILE * STEPS else STEPS
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How time is cut: segments of up to `together` chunks of `steps` steps as far as whole `unit`s of steps go.
+
+    What is left behind the last whole unit is a segment of one chunk.
     """
-    whole = length // chunk
-    together = max(1, TILE // width)
-    found = [Segment(k * chunk, min(together, whole - k), chunk, k) for k in range(0, whole, together)]
-    if length > whole * chunk:
-        found.append(Segment(whole * chunk, 1, length - whole * chunk, whole))
-    if bounds is not None:
-        for segment in found:
-            _add_events(segment, bounds, reverse, device)
-    return found
+
+    unit: int
+    steps: int
+    together: int
+
+    @classmethod
+    def forward(cls, width: int, length: int, every: int) -> Cut:
+        """Cut for the forward, where one position of one chunk counts as `width`.
+
+        A wide one fills the processor alone, and needs no pass that finds the states at the borders.
+        """
+        if 3 * width >= TILE:
+            return cls(every, every, 1)
+        steps = _steps(width, length)
+        return cls(steps, steps, TILE // width)
+
+    @classmethod
+    def backward(cls, width: int, length: int, every: int) -> Cut:
+        """Cut for the backward, whose segments begin where the forward saved a state."""
+        steps = _steps(width, length)
+        return cls(every, steps, max(1, TILE * steps // (width * every)) * (every // steps))
+
+    def segments(self, length: int, bounds: list[int] | None, reverse: bool, device: torch.device) -> list[Segment]:
+        """Cut `length` steps, in time order."""
+        whole = length // self.unit * self.unit // self.steps
+        found = [
+            Segment(k * self.steps, min(self.together, whole - k), self.steps) for k in range(0, whole, self.together)
+        ]
+        if length > whole * self.steps:
+            found.append(Segment(whole * self.steps, 1, length - whole * self.steps))
+        if bounds is not None:
+            for segment in found:
+                _add_events(segment, bounds, reverse, device)
+        return found
 
 
 def _add_events(segment: Segment, bounds: list[int], reverse: bool, device: torch.device) -> None:
@@ -124,17 +163,22 @@ class Slab:
         return part.unflatten(-1, (self.total_groups, -1))[:, self.groups, self.channels]
 
 
-def slabs(batch: int, groups: int, channels: int, state: int) -> Iterator[Slab]:
-    """Cut batch, groups and channels so that one position of one chunk has about TILE numbers at most.
+def slabs(batch: int, groups: int, channels: int, state: int, most: int) -> Iterator[Slab]:
+    """Cut batch, groups and channels so that one position of one chunk has about `most` numbers at most.
 
     The batch is cut before the channels, which are contiguous in memory.
     """
     width, weight = channels // groups, max(state, THIN)
-    rows = max(1, TILE // (channels * weight))
-    some = max(1, TILE // (width * weight)) if rows == 1 else groups
-    few = max(1, TILE // weight) if some == 1 else width
+    rows = max(1, most // (channels * weight))
+    some = max(1, most // (width * weight)) if rows == 1 else groups
+    few = max(1, most // weight) if some == 1 else width
     for b in range(0, batch, rows):
         for g in range(0, groups, some):
             for d in range(0, width, few):
                 ends = min(b + rows, batch), min(g + some, groups), min(d + few, width)
                 yield Slab(slice(b, ends[0]), slice(g, ends[1]), slice(d, ends[2]), groups)
+
+
+def backward_slab(length: int, every: int) -> int:
+    """Give `most` for the backward: it keeps the states and decays of STEPS steps per TILE, or of a short row."""
+    return TILE * STEPS // max(STEPS, min(length, every))

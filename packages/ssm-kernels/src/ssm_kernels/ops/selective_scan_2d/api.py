@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ..checks import check_device, check_floating, check_shape, refuse
@@ -148,8 +149,8 @@ def selective_scan_2d(
     Raises:
         ValueError: A shape, a dtype, a device, a direction or `impl` is wrong. The message names the argument.
 
-    Cost: about 10 * B * H * W * K * D * N flop and as many exponentials as states, B * H * W * K * D * N. The backward
-    keeps nothing but the inputs. Every size is at least 1 and none has an upper limit.
+    Cost: about 10 * B * H * W * K * D * N flop and as many exponentials as states, B * H * W * K * D * N. For the
+    backward Triton keeps the inputs and K states per 64 pixels, PyTorch the inputs alone. Every size is at least 1 and none has an upper limit.
     Source: Liu et al. 2024 (VMamba), arXiv:2401.10166, section 4.2; Gu and Dao 2023, arXiv:2312.00752, section 3.2.
     """
     codes = _codes(OP, directions)
@@ -157,4 +158,6 @@ def selective_scan_2d(
     check_impl(OP, impl, x)
     if impl == "reference":
         return selective_scan_2d_reference(x, dt, A, B, C, D, dt_bias, dt_softplus, codes)
-    return selective_scan_2d_op(x, dt, A, B, C, D, dt_bias, dt_softplus, codes, impl)
+    tensors = (x, dt, A, B, C, D, dt_bias)
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return selective_scan_2d_op(*tensors, dt_softplus, codes, impl, save)[0]

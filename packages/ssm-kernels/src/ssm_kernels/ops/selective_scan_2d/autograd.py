@@ -1,4 +1,4 @@
-"""The gradient: the inputs are all that is kept, and the backward is an operator of its own."""
+"""The gradient: an operator of its own. Besides the inputs the states of the chunks are kept, if Triton made them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from .schema import selective_scan_2d_backward_op, selective_scan_2d_op
 __all__ = ["selective_scan_2d_op"]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.dt_softplus, ctx.directions, ctx.impl = inputs
-    ctx.save_for_backward(*tensors)
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.dt_softplus, ctx.directions, ctx.impl, _ = inputs
+    ctx.save_for_backward(output[1], *tensors)
+    ctx.mark_non_differentiable(output[1])
 
 
-def _backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-    tensors = ctx.saved_tensors
-    grads = selective_scan_2d_backward_op(grad_y, *tensors, ctx.dt_softplus, ctx.directions, ctx.impl)
+def _backward(ctx: Any, grad_y: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    chunk_states, *tensors = ctx.saved_tensors
+    grads = selective_scan_2d_backward_op(grad_y, chunk_states, *tensors, ctx.dt_softplus, ctx.directions, ctx.impl)
     wanted = (None if t is None else grad for t, grad in zip(tensors, grads, strict=True))
-    return *wanted, None, None, None
+    return *wanted, None, None, None, None
 
 
 torch.library.register_autograd("ssm_kernels::selective_scan_2d", _backward, setup_context=_setup_context)

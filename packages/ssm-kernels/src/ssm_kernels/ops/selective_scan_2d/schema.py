@@ -10,16 +10,17 @@ from torch import Tensor
 from ..dispatch import use_triton
 from .torch_impl import selective_scan_2d_torch, selective_scan_2d_torch_backward
 
+CHUNK = 64  # steps between the states that the forward saves for the backward
 _INPUTS = (
     "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? dt_bias, "
     "bool dt_softplus, int[] directions, str impl"
 )
 Gradients = tuple[Tensor, ...]  # of x, dt, A, B, C, D, dt_bias
 
-torch.library.define("ssm_kernels::selective_scan_2d", f"({_INPUTS}) -> Tensor")
+torch.library.define("ssm_kernels::selective_scan_2d", f"({_INPUTS}, bool save_states) -> (Tensor, Tensor)")
 torch.library.define(
     "ssm_kernels::selective_scan_2d_backward",
-    f"(Tensor grad_y, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"(Tensor grad_y, Tensor chunk_states, {_INPUTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 selective_scan_2d_op = torch.ops.ssm_kernels.selective_scan_2d.default
 selective_scan_2d_backward_op = torch.ops.ssm_kernels.selective_scan_2d_backward.default
@@ -37,18 +38,22 @@ def _forward(
     dt_softplus: bool,
     directions: Sequence[int],
     impl: str,
-) -> Tensor:
+    save_states: bool,
+) -> tuple[Tensor, Tensor]:
     with torch.autocast(device_type=x.device.type, enabled=False):  # a custom operator does not leave it by itself
         if use_triton(impl, x):
-            from .kernels import selective_scan_2d_triton  # on first launch, not on import
+            from .kernels import forward  # on first launch, not on import
 
-            return selective_scan_2d_triton(x, dt, A, B, C, D, dt_bias, dt_softplus, directions)
-        return selective_scan_2d_torch(x, dt, A, B, C, D, dt_bias, dt_softplus, directions)
+            tensors = (x, dt, A, B, C, D, dt_bias)
+            return forward(*tensors, dt_softplus, directions, save_states=save_states, chunk=CHUNK)
+        y = selective_scan_2d_torch(x, dt, A, B, C, D, dt_bias, dt_softplus, directions)
+        return y, x.new_empty((0, *A.shape[1:]), dtype=torch.float32)
 
 
 @torch.library.impl("ssm_kernels::selective_scan_2d_backward", "CompositeExplicitAutograd")
 def _backward(
     grad_y: Tensor,
+    chunk_states: Tensor,
     x: Tensor,
     dt: Tensor,
     A: Tensor,
@@ -62,9 +67,10 @@ def _backward(
 ) -> Gradients:
     with torch.autocast(device_type=x.device.type, enabled=False):
         if use_triton(impl, x):
-            from .kernels import selective_scan_2d_triton_backward
+            from .kernels import backward
 
-            return selective_scan_2d_triton_backward(grad_y, x, dt, A, B, C, D, dt_bias, dt_softplus, directions)
+            tensors = (x, dt, A, B, C, D, dt_bias)
+            return backward(*tensors, dt_softplus, directions, chunk_states, grad_y, chunk=CHUNK)
         return selective_scan_2d_torch_backward(grad_y, x, dt, A, B, C, D, dt_bias, dt_softplus, directions)
 
 
@@ -80,13 +86,19 @@ def _forward_fake(
     dt_softplus: bool,
     directions: Sequence[int],
     impl: str,
-) -> Tensor:
-    return x.new_empty(x.shape)
+    save_states: bool,
+) -> tuple[Tensor, Tensor]:
+    batch, height, width, _ = x.shape
+    slots = batch * len(directions) * ((height * width + CHUNK - 1) // CHUNK) if save_states else 0
+    if not use_triton(impl, x):
+        slots = 0  # the PyTorch form finds them anew
+    return x.new_empty(x.shape), x.new_empty((slots, *A.shape[1:]), dtype=torch.float32)
 
 
 @torch.library.register_fake("ssm_kernels::selective_scan_2d_backward")
 def _backward_fake(
     grad_y: Tensor,
+    chunk_states: Tensor,
     x: Tensor,
     dt: Tensor,
     A: Tensor,

@@ -5,7 +5,7 @@ m segments of T steps. Three phases, without a division or a logarithm of a prod
 that the loop would not: (1) every segment from a zero state, keeping its end state and the product of its decays;
 (2) the carry over the S * m segments; (3) every segment again, from the state that enters it. Steps are slices
 `start::T` of a line, so nothing is copied into scan order; a slab (all segments at one step) is small enough to stay
-in the cache. States are taken one by one, so that one state (N = 1) costs no extra axis.
+in the cache. States are taken one by one, so that one state (N = 1) costs no extra axis; many go another way.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cross import is_column, is_reversed
+from .torch_impl_bands import Gradients, Scans, add_backward, add_forward
 
 SLAB = 1 << 16  # values in a slab: enough for two threads, small enough for their caches
 SHORTEST = 16  # steps in a segment: below this the carry pass costs more than it saves
 CARRY = 32  # segments that the carry pass takes one by one
+FEW = 4  # states that are worth taking one by one
 LOG2_E = 1 / math.log(2)
 
 
@@ -189,6 +191,10 @@ def selective_scan_2d_torch(
 ) -> Tensor:
     """Compute `selective_scan_2d`; float32 arithmetic, float64 for float64 `x`."""
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if A.shape[2] > FEW:
+        y = _direct(x.to(wide), D)
+        add_forward(y, Scans.of(x, dt, A, B, C, dt_bias, dt_softplus, codes))
+        return y.to(x.dtype)
     u, A, B, C = (t.to(wide) for t in (x, A, B, C))
     bias = None if dt_bias is None else dt_bias.to(wide)
     y = _direct(u, D)
@@ -201,22 +207,6 @@ def selective_scan_2d_torch(
             for n in range(A.shape[2]):
                 run.add_output(n, cut.slices(image))
     return y.to(x.dtype)
-
-
-@dataclass
-class _Gradients:
-    """Gradients of some batch entries; those of A (K, D, N) and dt_bias (K, D) are shared by the whole batch."""
-
-    x: Tensor
-    dt: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
-    dt_bias: Tensor
-
-    def of(self, part: slice) -> _Gradients:
-        """View some batch entries."""
-        return _Gradients(self.x[part], self.dt[part], self.A, self.B[part], self.C[part], self.dt_bias)
 
 
 def _local_adjoint(run: _Direction, n: int, grad_y: list[Tensor]) -> Tensor:
@@ -238,7 +228,7 @@ def _states_before(run: _Direction, entering: Tensor) -> list[Tensor]:
 
 
 def _backward_state(
-    run: _Direction, n: int, k: int, grad_y: list[Tensor], grad_delta: list[Tensor], grads: _Gradients
+    run: _Direction, n: int, k: int, grad_y: list[Tensor], grad_delta: list[Tensor], grads: Gradients
 ) -> None:
     """Add what state `n` of one direction contributes to every gradient."""
     cut = run.cut
@@ -263,7 +253,7 @@ def _backward_state(
     grads.A[k, :, n] += grad_A.sum((0, 1, 2))
 
 
-def _backward_direction(run: _Direction, k: int, grad_y: Tensor, room: Tensor, grads: _Gradients) -> None:
+def _backward_direction(run: _Direction, k: int, grad_y: Tensor, room: Tensor, grads: Gradients) -> None:
     """Add what one direction contributes to every gradient but that of D."""
     cut = run.cut
     grad_delta = cut.buffer(room.zero_())
@@ -296,14 +286,17 @@ def selective_scan_2d_torch_backward(
     gy, u, A_, B_, C_ = (t.to(wide) for t in (grad_y, x, A, B, C))
     bias = None if dt_bias is None else dt_bias.to(wide)
     zeros = (t.new_zeros(t.shape) for t in (A_, B_, C_, A_[..., 0]))
-    grads = _Gradients(_direct(gy, D), dt.new_empty(dt.shape), *zeros)
-    for part in _groups(x.shape):
-        image, inputs = gy[part], (u[part], dt[part], A_, B_[part], C_[part])
-        cuts = [_cut(code, *image.shape) for code in codes]
-        rooms = u.new_empty(5, max(cut.values for cut in cuts))
-        for k, cut in enumerate(cuts):
-            run = _Direction(cut, k, inputs, bias, dt_softplus, rooms[:4])
-            _backward_direction(run, k, image, rooms[4], grads.of(part))
+    grads = Gradients(_direct(gy, D), dt.new_empty(dt.shape), *zeros)
+    if A.shape[2] > FEW:
+        add_backward(grads, gy, Scans.of(x, dt, A, B, C, dt_bias, dt_softplus, codes))
+    else:
+        for part in _groups(x.shape):
+            image, inputs = gy[part], (u[part], dt[part], A_, B_[part], C_[part])
+            cuts = [_cut(code, *image.shape) for code in codes]
+            rooms = u.new_empty(5, max(cut.values for cut in cuts))
+            for k, cut in enumerate(cuts):
+                run = _Direction(cut, k, inputs, bias, dt_softplus, rooms[:4])
+                _backward_direction(run, k, image, rooms[4], grads.of(part))
     direct = (gy * u).sum((0, 1, 2)).expand(len(codes), -1)
     return (
         grads.x.to(x.dtype),

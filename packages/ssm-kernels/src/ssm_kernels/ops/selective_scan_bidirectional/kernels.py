@@ -22,17 +22,18 @@ def forward(
     *,
     save_states: bool,
     chunk: int,
-    parallel: bool | None = None,
+    span: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y and the saved states of both directions."""
     x = ahead[0]
-    first = _prepare(ahead, None, dt_softplus, False, chunk, parallel, 1.0)
-    second = _prepare(behind, z, dt_softplus, True, chunk, parallel, 0.5 if average else 1.0)
+    first = _prepare(ahead, None, dt_softplus, False, chunk, span, 1.0)
+    second = _prepare(behind, z, dt_softplus, True, chunk, span, 0.5 if average else 1.0)
     half = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    half, _, states = launch_forward(first, save_states=save_states, out=half)
+    _, states = launch_forward(first, save_states=save_states, out=half)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    y, _, states_b = launch_forward(second, save_states=save_states, out=y, added=half)
-    return y, states, states_b
+    _, states_b = launch_forward(second, save_states=save_states, out=y, added=half)
+    shape = ahead[2].shape[-2:]
+    return y, states.view(-1, *shape), states_b.view(-1, *shape)
 
 
 def backward(
@@ -46,7 +47,7 @@ def backward(
     average: bool,
     *,
     chunk: int,
-    parallel: bool | None = None,
+    span: int | None = None,
 ) -> tuple[Tensor, ...]:
     """Return the gradients of both directions' arguments and of z; empty tensors for those that are None."""
     x, scale = ahead[0], 0.5 if average else 1.0
@@ -54,8 +55,8 @@ def backward(
     if z is not None:
         half = torch.empty(z.shape, dtype=torch.float32, device=z.device)
         grad_z = torch.empty(z.shape, dtype=z.dtype, device=z.device)
-    first = _prepare(ahead, z, dt_softplus, False, chunk, parallel, scale)
-    second = _prepare(behind, z, dt_softplus, True, chunk, parallel, scale)
+    first = _prepare(ahead, z, dt_softplus, False, chunk, span, scale)
+    second = _prepare(behind, z, dt_softplus, True, chunk, span, scale)
     grads = launch_backward(first, states, grad_y, None, grad_z=half)
     added = None if z is None else half
     grads_b = launch_backward(second, states_b, grad_y, None, grad_z=grad_z, added=added)
@@ -68,7 +69,7 @@ def _prepare(
     dt_softplus: bool,
     reverse: bool,
     chunk: int,
-    parallel: bool | None,
+    span: int | None,
     scale: float,
 ) -> Scan:
     x, dt, A, B, C, D, dt_bias = direction
@@ -86,7 +87,7 @@ def _prepare(
         dt_softplus,
         reverse,
         chunk=chunk,
-        parallel=parallel,
+        span=span,
         scale=scale,
     )
 

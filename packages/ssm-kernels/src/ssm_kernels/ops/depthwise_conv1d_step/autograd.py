@@ -1,0 +1,29 @@
+"""Gradient of one step of the convolution: one backward operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .schema import depthwise_conv1d_step_backward_op, depthwise_conv1d_step_op
+
+__all__ = ["depthwise_conv1d_step_op"]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.activation, _ = inputs
+    ctx.set_materialize_grads(False)  # no zeros for an output that nobody differentiates
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad: Tensor | None, grad_next: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None and grad_next is None:
+        return (None,) * 6
+    tensors = ctx.saved_tensors
+    grads = depthwise_conv1d_step_backward_op(grad, grad_next, *tensors, ctx.activation)
+    return (*(None if t is None else g for g, t in zip(grads, tensors, strict=True)), None, None)
+
+
+torch.library.register_autograd("ssm_kernels::depthwise_conv1d_step", _backward, setup_context=_keep)

@@ -1,0 +1,339 @@
+"""Export to ONNX: onnxruntime agrees with PyTorch, and graphs do not grow with the input."""
+
+import importlib.util
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import ssm_kernels.onnx
+import torch
+from ssm_kernels import (
+    depthwise_conv1d,
+    selective_scan,
+    selective_scan_2d,
+    selective_scan_bidirectional,
+    window_attention,
+)
+from ssm_kernels.nn import SS2D, BidirectionalMamba, Mamba, OverlappingWindowAttention, WindowAttention
+from ssm_kernels.testing import error_ratio, scan_2d_inputs, scan_inputs
+from torch import Tensor, nn
+from torch.export import Dim
+
+TOLERANCE = 1e-5
+
+
+class Call(nn.Module):
+    """A function of tensors as a module."""
+
+    def __init__(self, function: Callable):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *tensors: Tensor):
+        return self.function(*tensors)
+
+
+class Runtime:
+    """An exported model in onnxruntime."""
+
+    def __init__(self, program: torch.onnx.ONNXProgram):
+        proto = program.model_proto
+        onnx.checker.check_model(proto)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.proto = proto
+        self.session = onnxruntime.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
+
+    def __call__(self, *tensors: Tensor) -> list[Tensor]:
+        names = [x.name for x in self.session.get_inputs()]
+        found = self.session.run(None, dict(zip(names, (x.numpy() for x in tensors), strict=True)))
+        return [torch.from_numpy(np.asarray(x)) for x in found]
+
+
+def nodes(graph: onnx.GraphProto) -> int:
+    """Count the nodes of a graph and of the graphs inside it."""
+    inner = (a.g for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH)
+    return len(graph.node) + sum(nodes(g) for g in inner)
+
+
+def sequence(batch: int, length: int, channels: int = 12) -> Tensor:
+    return torch.randn(batch, length, channels, generator=torch.Generator().manual_seed(0))
+
+
+def picture(batch: int, height: int, width: int, channels: int = 12) -> Tensor:
+    return torch.randn(batch, height, width, channels, generator=torch.Generator().manual_seed(0))
+
+
+def check(model: nn.Module, runtime: Runtime, *tensors: Tensor, tolerance: float = TOLERANCE) -> None:
+    with torch.no_grad():
+        wanted = model(*tensors)
+    wanted = (wanted,) if isinstance(wanted, Tensor) else wanted
+    found = runtime(*tensors)
+    assert len(found) == len(wanted)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert ours.shape == theirs.shape
+        assert torch.isfinite(ours).all()
+        assert error_ratio(ours, theirs) <= tolerance
+        assert (ours - theirs).abs().max() <= tolerance * max(1.0, theirs.abs().max().item())
+
+
+def check_operator(function: Callable, *tensors: Tensor, tolerance: float = TOLERANCE) -> Runtime:
+    model = Call(function).eval()
+    runtime = Runtime(ssm_kernels.onnx.export(model, tensors))
+    check(model, runtime, *tensors, tolerance=tolerance)
+    return runtime
+
+
+@pytest.mark.parametrize("mixer", [Mamba, BidirectionalMamba])
+def test_mixers_of_sequences_with_any_batch_and_length(mixer):
+    model = mixer(12).eval()
+    shapes = ({0: Dim("batch"), 1: Dim("length")},)
+    runtime = Runtime(ssm_kernels.onnx.export(model, (sequence(2, 32),), dynamic_shapes=shapes))
+    for batch, length in ((2, 32), (3, 512), (1, 1), (1, 7)):
+        check(model, runtime, sequence(batch, length))
+
+
+def test_ss2d_with_any_batch_height_and_width():
+    model = SS2D(12, d_state=3).eval()
+    shapes = ({0: Dim("batch"), 1: Dim("height"), 2: Dim("width")},)
+    runtime = Runtime(ssm_kernels.onnx.export(model, (picture(2, 5, 6),), dynamic_shapes=shapes))
+    for size in ((2, 5, 6), (1, 17, 3), (1, 1, 1)):
+        check(model, runtime, picture(*size))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [WindowAttention(12, 3, 4), WindowAttention(12, 3, 4, shift=1), OverlappingWindowAttention(12, 3, 4)],
+    ids=["plain", "shifted", "overlapping"],
+)
+def test_window_attention_with_any_batch_height_and_width(model):
+    model.eval()
+    nn.init.normal_(model.relative_position_bias_table)
+    nn.init.normal_(model.qkv.weight)
+    shapes = ({0: Dim("batch"), 1: 4 * Dim("rows"), 2: 4 * Dim("columns")},)
+    runtime = Runtime(ssm_kernels.onnx.export(model, (picture(2, 8, 12),), dynamic_shapes=shapes))
+    for size in ((2, 8, 12), (1, 4, 4), (1, 20, 8)):
+        check(model, runtime, picture(*size))
+
+
+class EveryMixer(nn.Module):
+    """All modules on one picture, (B, H, W, 12)."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = nn.ModuleList([Mamba(12), BidirectionalMamba(12)])
+        self.pictures = nn.ModuleList([SS2D(12), WindowAttention(12, 3, 4, shift=2)])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        tokens = x.flatten(1, 2)
+        return *(mixer(tokens) for mixer in self.rows), *(mixer(x) for mixer in self.pictures)
+
+
+def test_node_count_does_not_depend_on_size():
+    """L = 1,024 and L = 4,096 of the same model with fixed sizes; a file with free sizes has one count anyway."""
+    model = EveryMixer().eval()
+    counts = [nodes(ssm_kernels.onnx.export(model, (picture(1, n, n),)).model_proto.graph) for n in (32, 64)]
+    assert counts[0] == counts[1]
+    assert counts[0] < 400
+
+
+OPTIONAL = ("D", "z", "dt_bias", "initial_state")
+
+
+def scan_call(names: tuple[str, ...] = (), softplus: bool = True) -> Callable:
+    """Both directions, with the optional arguments that are named; outputs and final states."""
+
+    def call(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+        found = (
+            selective_scan(
+                *(x, dt, A, B, C),
+                **dict(zip(names, more, strict=True)),
+                dt_softplus=softplus,
+                reverse=reverse,
+                return_final_state=True,
+            )
+            for reverse in (False, True)
+        )
+        return tuple(tensor for pair in found for tensor in pair)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("names", "groups"), [((), None), (OPTIONAL, None), (("z", "initial_state"), 1), (OPTIONAL, 3)]
+)
+def test_selective_scan_options(names, groups):
+    made = scan_inputs(2, 19, 6, 5, groups=groups, batched_A=groups == 3)
+    tensors = [getattr(made, name) for name in ("x", "dt", "A", "B", "C", *names)]
+    check_operator(scan_call(names), *tensors)
+
+
+def test_selective_scan_float64():
+    made = scan_inputs(2, 19, 6, 5, dtype=torch.float64)
+    tensors = [getattr(made, name) for name in ("x", "dt", "A", "B", "C", *OPTIONAL)]
+    check_operator(scan_call(OPTIONAL), *tensors, tolerance=1e-13)
+
+
+def test_selective_scan_takes_half_and_mixed_dtypes():
+    made = scan_inputs(1, 9, 4, 2)
+    check_operator(scan_call(), made.x.half(), made.dt, made.A.double(), made.B.double(), made.C.half(), tolerance=1e-3)
+
+
+def test_steps_are_precise_in_both_tails_of_softplus():
+    """onnxruntime's own Softplus is 0 below -17, which loses steps of 1e-8 and smaller altogether."""
+    dt = torch.linspace(-80, 40, 481)[:, None, None]
+    ones = torch.ones_like(dt)
+
+    def first_step(dt: Tensor) -> Tensor:
+        return selective_scan(ones, dt, -torch.ones(1, 1), ones, ones, dt_softplus=True)  # softplus(dt)
+
+    runtime = Runtime(ssm_kernels.onnx.export(Call(first_step).eval(), (dt,)))
+    truth = torch.log1p(dt.double().exp())
+    assert ((runtime(dt)[0] - truth) / truth).abs().max() < 1e-6
+
+
+def test_gate_is_precise_far_below_zero():
+    z = torch.linspace(-80, 80, 161)[:, None, None]
+    ones = torch.ones_like(z)
+
+    def gate(z: Tensor) -> Tensor:
+        return selective_scan(ones, ones, -torch.ones(1, 1), ones, ones, z=z)
+
+    runtime = Runtime(ssm_kernels.onnx.export(Call(gate).eval(), (z,)))
+    truth = nn.functional.silu(z.double())
+    torch.testing.assert_close(runtime(z)[0].double(), truth, rtol=1e-6, atol=0)
+
+
+def test_extreme_steps_and_rates_stay_finite():
+    made = scan_inputs(1, 40, 6, 4, optional=False)
+    check_operator(scan_call(softplus=False), made.x, made.dt.abs() * 1e4, made.A * 1e4, made.B, made.C)
+
+
+@pytest.mark.parametrize("optional", [False, True])
+def test_selective_scan_bidirectional_options(optional):
+    ahead, behind = scan_inputs(2, 11, 6, 4, groups=2, batched_A=optional), scan_inputs(2, 11, 6, 3, seed=1)
+    tensors = [x for made in (ahead, behind) for x in (made.x, made.dt.abs(), made.A, made.B, made.C)]
+    extra = [ahead.D, behind.D, ahead.dt_bias, ahead.z] if optional else []
+
+    def call(*given: Tensor) -> tuple[Tensor, ...]:
+        D, D_b, bias, z = given[10:] if optional else (None,) * 4
+        arguments = (*given[:5], D, bias, *given[5:10], D_b, bias)
+        return tuple(
+            selective_scan_bidirectional(*arguments, z=z, dt_softplus=optional, average=average)
+            for average in (False, True)
+        )
+
+    check_operator(call, *tensors, *extra)
+
+
+@pytest.mark.parametrize("optional", [False, True])
+def test_selective_scan_2d_options(optional):
+    made = scan_2d_inputs(2, 3, 5, 4, 2, directions=4)
+    orders = (("column_reversed",), ("column", "row", "column"), ("row", "row_reversed", "column", "column_reversed"))
+
+    def call(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+        def scan(order: tuple) -> Tensor:
+            k = len(order)
+            rest = (t[:k] for t in more)
+            arguments = (x, dt[..., :k, :], A[:k], B[..., :k, :], C[..., :k, :], *rest)
+            return selective_scan_2d(*arguments, dt_softplus=optional, directions=order)
+
+        return tuple(scan(order) for order in orders)
+
+    extra = (made.D, made.dt_bias) if optional else ()
+    check_operator(call, made.x, made.dt.abs(), made.A, made.B, made.C, *extra)
+
+
+@pytest.mark.parametrize("taps", [2, 7])
+def test_depthwise_conv1d_options(taps):
+    x, weight, bias = sequence(2, 9, 6), sequence(1, 6, taps)[0], sequence(1, 1, 6)[0, 0]
+    state = sequence(1, 12, taps - 1).view(2, 6, taps - 1)
+
+    def call(x: Tensor, weight: Tensor, bias: Tensor, state: Tensor) -> tuple[Tensor, ...]:
+        found = []
+        for reverse in (False, True):
+            found += [depthwise_conv1d(x, weight, padding=padding, reverse=reverse) for padding in ("causal", "same")]
+            found.append(depthwise_conv1d(x, weight, bias, activation="silu", initial_state=state, reverse=reverse))
+        return tuple(found)
+
+    check_operator(call, x, weight, bias, state)
+
+
+def test_window_attention_options():
+    q, k, v = picture(6, 6, 9, 8).unflatten(-1, (2, 4)).split(2)
+
+    def call(*qkv: Tensor) -> tuple[Tensor, ...]:
+        kinds = ((3, 0), (3, 2), (5, 0))
+        return tuple(window_attention(*qkv, window=3, key_window=keys, shift=shift, scale=0.7) for keys, shift in kinds)
+
+    check_operator(call, q, k, v)
+    check_operator(call, q.half(), k.half(), v.half(), tolerance=2e-3)
+
+
+@pytest.mark.parametrize("operator", ["selective_scan", "depthwise_conv1d"])
+def test_packed_sequences_are_refused(operator):
+    x, bounds = sequence(1, 8, 2), torch.tensor([0, 3, 8])
+
+    def call(x: Tensor, bounds: Tensor) -> Tensor:
+        if operator == "depthwise_conv1d":
+            return depthwise_conv1d(x, x[0, :2].T, cu_seqlens=bounds)
+        return selective_scan(x, x, -torch.ones(2, 1), x[..., :1], x[..., :1], cu_seqlens=bounds)
+
+    message = f"{operator}: cu_seqlens in an ONNX export must be None, got a tensor; export the model without packing"
+    with pytest.raises(torch.onnx.OnnxExporterError, match=message):
+        ssm_kernels.onnx.export(Call(call).eval(), (x, bounds))
+
+
+def test_channels_may_not_be_dynamic():
+    made = scan_inputs(1, 8, 6, 2, optional=False)
+    tensors = (made.x, made.dt, made.A, made.B, made.C)
+    channels = Dim("channels")
+    shapes = (({2: channels}, {2: channels}, {0: channels}, None, None),)
+    with pytest.raises(
+        torch.onnx.OnnxExporterError, match=r"A in an ONNX export must be of fixed size, got s[0-9]+, 2"
+    ):
+        ssm_kernels.onnx.export(Call(scan_call()).eval(), tensors, dynamic_shapes=shapes)
+
+
+@pytest.mark.filterwarnings("ignore:.isinstance.treespec:FutureWarning")  # torch 2.11 about itself
+def test_translation_table_serves_torch_directly(tmp_path):
+    """What the documentation shows for models with operators of one's own; the file holds standard operators only."""
+    model, x = Mamba(12).eval(), sequence(1, 8)
+    table = ssm_kernels.onnx.translation_table()
+    program = torch.onnx.export(model, (x,), dynamo=True, custom_translation_table=table, verbose=False)
+    assert program is not None
+    program.save(tmp_path / "model.onnx")
+    loaded = onnx.load(tmp_path / "model.onnx")
+    assert {node.domain for node in loaded.graph.node} == {""}
+    assert not loaded.functions
+    check(model, Runtime(program), x)
+
+
+def test_file_opset_and_names(tmp_path):
+    path = tmp_path / "model.onnx"
+    model, x = Mamba(12).eval(), sequence(1, 8)
+    program = ssm_kernels.onnx.export(
+        model, (x,), path, input_names=["tokens"], output_names=["mixed"], opset_version=20
+    )
+    loaded = onnx.load(path)
+    assert [v.name for v in (*loaded.graph.input, *loaded.graph.output)] == ["tokens", "mixed"]
+    assert [(o.domain, o.version) for o in loaded.opset_import] == [("", 20)]
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+    check(model, Runtime(program), x)
+
+
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setattr(ssm_kernels.onnx, "find_spec", lambda name: importlib.util.find_spec("no_such_module"))
+    message = r"ssm_kernels.onnx needs onnx and onnxscript: pip install 'ssm-kernels\[onnx\]'"
+    with pytest.raises(ImportError, match=message):
+        ssm_kernels.onnx.export(Mamba(4), (sequence(1, 2, 4),))
+
+
+def test_the_comparison_can_fail():
+    model = Call(lambda x: 1.001 * x).eval()
+    runtime = Runtime(ssm_kernels.onnx.export(Call(torch.clone).eval(), (sequence(1, 4),)))
+    with pytest.raises(AssertionError):
+        check(model, runtime, sequence(1, 4))
