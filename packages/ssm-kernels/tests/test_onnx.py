@@ -11,9 +11,11 @@ import ssm_kernels.onnx
 import torch
 from ssm_kernels import (
     depthwise_conv1d,
+    depthwise_conv1d_step,
     selective_scan,
     selective_scan_2d,
     selective_scan_bidirectional,
+    selective_scan_step,
     window_attention,
 )
 from ssm_kernels.nn import SS2D, BidirectionalMamba, Mamba, OverlappingWindowAttention, WindowAttention
@@ -271,6 +273,26 @@ def test_window_attention_options():
 
     check_operator(call, q, k, v)
     check_operator(call, q.half(), k.half(), v.half(), tolerance=2e-3)
+
+
+@pytest.mark.parametrize("groups", [None, 3])
+def test_one_token_operators(groups):
+    """With a state of half precision too, which the convolution keeps and the scan widens."""
+    made = scan_inputs(2, 1, 6, 4, groups=groups, batched_A=groups == 3)
+    assert made.z is not None
+    first = [x[:, 0] for x in (made.x, made.dt, made.B, made.C, made.z)]
+    rest = [made.A, made.D, made.dt_bias, made.initial_state]
+    weight, steps = sequence(1, 6, 3)[0], sequence(2, 6, 2).half()
+
+    def call(x: Tensor, dt: Tensor, B: Tensor, C: Tensor, z: Tensor, *more: Tensor) -> tuple[Tensor, ...]:
+        A, D, bias, state, weight, steps = more
+        y, following = selective_scan_step(x, dt, A, B, C, D, state=state, z=z, dt_bias=bias, dt_softplus=True)
+        plain, _ = selective_scan_step(x.half(), dt.abs(), A, B, C, state=state.half())
+        conv, moved = depthwise_conv1d_step(x, weight, bias, state=steps, activation="silu")
+        return y, following, plain.float(), conv, moved
+
+    check_operator(call, *first, *rest, weight, steps, tolerance=1e-3)
+    check_operator(lambda *t: call(*t)[:2], *first, *rest, weight, steps)
 
 
 @pytest.mark.parametrize("operator", ["selective_scan", "depthwise_conv1d"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from ssm_kernels import selective_scan_2d
 from ssm_kernels.ops.selective_scan_2d import DIRECTIONS, kernels
-from ssm_kernels.testing import assert_as_accurate, poisoned_buffers, scan_2d_inputs
+from ssm_kernels.testing import assert_as_accurate, error_ratio, poisoned_buffers, scan_2d_inputs
 
 gpu = pytest.mark.gpu
 CASES = {  # batch, height, width, channels, state, directions
@@ -33,11 +33,11 @@ def run(args, impl, cotangent, **options):
     return {"y": y.detach(), **{f"grad {name}": g for name, g in zip(present, grads, strict=True)}}
 
 
-def make(case, dtype=torch.float32, device="cpu"):
+def make(case, dtype=torch.float32, device="cpu", seed=0):
     """Return the arguments, a cotangent, and the directions as an option."""
     *shape, directions = case
-    args = scan_2d_inputs(*shape, directions=len(directions), dtype=dtype, device=device).kwargs()
-    cotangent = torch.randn(shape[:4], generator=torch.Generator().manual_seed(7)).to(device, dtype)
+    args = scan_2d_inputs(*shape, directions=len(directions), dtype=dtype, device=device, seed=seed).kwargs()
+    cotangent = torch.randn(shape[:4], generator=torch.Generator().manual_seed(7 + seed)).to(device, dtype)
     return args, cotangent, {"directions": directions}
 
 
@@ -56,8 +56,16 @@ def assert_parity(args, cotangent, truth_impl="reference", **options):
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_as_accurate_as_the_definition(case):
-    args, cotangent, options = make(case)
-    assert_parity(args, cotangent, **options)
+    """Eager PyTorch's error is taken over eight draws: on one draw of a handful of numbers it is luck."""
+    eager, truth = [], []
+    for seed in range(8):
+        args, cotangent, options = make(case, seed=seed)
+        eager.append(run(args, "reference", cotangent, **options))
+        truth.append(run(doubled(args), "reference", cotangent, **options))
+    for name, ours in run(args, "triton", cotangent, **options).items():
+        theirs, exact = (torch.stack([results[name] for results in kind]) for kind in (eager, truth))
+        allowed = 1.5 * error_ratio(theirs, exact) + torch.finfo(ours.dtype).eps
+        assert error_ratio(ours, exact[-1]) <= allowed, name
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

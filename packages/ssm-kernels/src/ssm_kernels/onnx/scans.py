@@ -234,20 +234,62 @@ def selective_scan_bidirectional(
     return rounded(y, wide, x.dtype), ahead.no_rows(state), behind.no_rows(state_b)
 
 
-def _to_sequence(image: Value, code: int) -> Value:
-    """Read (B, H, W, n) in scan order: (B, L, n)."""
-    lines = op.Transpose(image, perm=[0, 2, 1, 3]) if is_column(code) else image
-    sequence = op.Reshape(lines, joined(sizes(image, 0, 1), ints(-1), sizes(image, 3, 4)))
-    return flip(sequence, 1) if is_reversed(code) else sequence
+def _turned(x: Value, axes: int) -> Value:
+    """Exchange H and W of (B, H, W, ...) with so many axes."""
+    return op.Transpose(x, perm=[0, 2, 1, *range(3, axes)])
 
 
-def _to_image(sequence: Value, like: Value, code: int) -> Value:
-    """Put (B, L, n) in scan order back where it was read from `like`: (B, H, W, n)."""
-    sequence = flip(sequence, 1) if is_reversed(code) else sequence
-    batch, height, width, rest = (sizes(like, axis, axis + 1) for axis in range(4))
-    if is_column(code):
-        return op.Transpose(op.Reshape(sequence, joined(batch, width, height, rest)), perm=[0, 2, 1, 3])
-    return op.Reshape(sequence, joined(batch, height, width, rest))
+@dataclass(frozen=True)
+class Directions:
+    """Scan directions, those from the first pixel before those from the last one: `order` indexes what was given."""
+
+    codes: tuple[int, ...]
+
+    @property
+    def order(self) -> list[int]:
+        """The given place of each direction here."""
+        return sorted(range(len(self.codes)), key=lambda k: is_reversed(self.codes[k]))
+
+    @property
+    def ahead(self) -> int:
+        """How many start at the first pixel."""
+        return sum(not is_reversed(code) for code in self.codes)
+
+    def sorted(self, parameter: Value) -> Value:
+        """Put (K, ...) into this order."""
+        order = self.order
+        return parameter if order == sorted(order) else op.Gather(parameter, ints(*order), axis=0)
+
+    def read(self, image: Value, size: int, own: bool) -> Value:
+        """Read (B, H, W, size), or (B, H, W, K, size) if each has its `own`, in scan order: (B, L, K * size)."""
+        shape = ints(0, -1, len(self.codes), size) if own else ints(0, -1, size)
+        sources = {}
+        for column in {is_column(code) for code in self.codes}:
+            sources[column] = op.Reshape(_turned(image, 5 if own else 4) if column else image, shape)
+        parts = [sources[is_column(self.codes[k])] for k in self.order]
+        if own:
+            parts = [op.Gather(part, k, axis=2) for part, k in zip(parts, self.order, strict=True)]
+        ahead, behind = parts[: self.ahead], parts[self.ahead :]
+        joint = [op.Concat(*ahead, axis=2)] if ahead else []
+        if behind:
+            joint.append(flip(op.Concat(*behind, axis=2), 1))
+        return op.Concat(*joint, axis=2)
+
+    def merge(self, y: Value, size: int, like: Value) -> list[Value]:
+        """Give images (B, H, W, size) as `like`, whose sum is that of (B, L, K * size) over the directions."""
+        turn = op.Slice(y, ints(self.ahead * size), ints(2**63 - 1), ints(2))
+        turn = flip(turn, 1) if self.ahead < len(self.codes) else turn
+        images = []
+        for column in {is_column(code) for code in self.codes}:
+            found = []
+            for place, k in enumerate(self.order):
+                if is_column(self.codes[k]) == column:
+                    source, start = (y, place) if place < self.ahead else (turn, place - self.ahead)
+                    found.append(op.Slice(source, ints(start * size), ints((start + 1) * size), ints(2)))
+            total = op.Sum(*found) if len(found) > 1 else found[0]
+            image = op.Reshape(total, op.Shape(_turned(like, 4) if column else like))
+            images.append(_turned(image, 4) if column else image)
+        return images
 
 
 def selective_scan_2d(
@@ -261,26 +303,25 @@ def selective_scan_2d(
     dt_softplus: bool,
     directions: Sequence[int],
     impl: str,
-) -> Value:
+    save_states: bool,
+) -> tuple[Value, Value]:
     """Translate `selective_scan_2d`: the K directions are the groups of one scan over K * D channels."""
-    wide, dtype = wide_dtype(x), x.dtype
+    wide, dtype, cuts = wide_dtype(x), x.dtype, Directions(tuple(directions))
     count, channels, states = fixed("selective_scan_2d", "A", A.shape)
     form = Form(count * channels, states, count, wide)
     skip = None if D is None else op.ReduceSum(cast(D, wide), ints(0), keepdims=0)
-    bias = None if dt_bias is None else op.Reshape(cast(dt_bias, wide), ints(-1))
+    bias = None if dt_bias is None else op.Reshape(cuts.sorted(cast(dt_bias, wide)), ints(-1))
     x, dt, A, B, C = (cast(v, wide) for v in (x, dt, A, B, C))
-    images = op.Concat(*(_to_sequence(x, code) for code in directions), axis=2)
-    dt, B, C = (  # (B, H, W, K, n) to (B, L, K * n), every direction in its order
-        op.Concat(*(_to_sequence(op.Gather(v, k, axis=3), code) for k, code in enumerate(directions)), axis=2)
-        for v in (dt, B, C)
-    )
-    rates = op.Transpose(A, perm=[0, 2, 1])
+    rates = op.Transpose(cuts.sorted(A), perm=[0, 2, 1])
+    images = cuts.read(x, channels, own=False)
+    dt, B, C = (cuts.read(v, size, own=True) for v, size in ((dt, channels), (B, states), (C, states)))
     y, _ = scan(form, images, dt, rates, B, C, bias, form.zero_state(x), dt_softplus, False)
-    total = None if skip is None else op.Mul(x, skip)
-    for k, code in enumerate(directions):
-        image = _to_image(op.Slice(y, ints(k * channels), ints((k + 1) * channels), ints(2)), x, code)
-        total = image if total is None else op.Add(total, image)
-    return rounded(total, wide, dtype)
+    images = cuts.merge(y, channels, x)
+    total = images[0] if len(images) == 1 else op.Add(images[0], images[1])
+    if skip is not None:
+        total = op.Add(total, op.Mul(x, skip))
+    saved = op.Slice(A, ints(0), ints(0), ints(0))  # (0, D, N): a backward's states
+    return rounded(total, wide, dtype), saved
 
 
 TABLE = {

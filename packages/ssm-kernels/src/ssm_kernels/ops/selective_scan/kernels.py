@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,12 +22,13 @@ from .kernels_device import backward_kernel, carry_kernel, forward_kernel, local
 
 ENOUGH_PROGRAMS = 1024  # from here on rows alone fill a GPU; with fewer, long rows are cut into spans
 SHORT_ROW = 4  # chunks; shorter rows gain nothing from being cut
-WANTED_PROGRAMS = 2560  # of a scan that is cut
-WANTED_SHORT_PROGRAMS = 5120  # where the states are small and a program needs few registers
+WANTED_PROGRAMS = 1584  # of a scan that is cut: 12 per processor of an H100, as many as registers allow
+WANTED_SHORT_PROGRAMS = 4224  # where the states are small and a program needs few registers
 LANES = 32  # channels per program: one per thread of a warp
 STATE_PER_WARP = 1024  # numbers of a state that one warp holds
 FLAT_BLOCK = 512  # numbers per program where the state is just a vector
-PROGRAMS_PER_PROCESSOR = 12  # of the backward, by its registers
+SCRATCH_BYTES = 52 * 2**20  # of the programs of the backward that run at a time: 12 per processor of an H100
+AHEAD = 8  # units whose states the carry loads at once
 STEPS = 4  # loaded ahead of their use
 BACKWARD_STATES = 8  # n at a time in the backward
 FUSION = {"enable_fp_fusion": True}  # Triton's default until 3.9, which asks to say so
@@ -98,19 +99,21 @@ class Scan:
         """Chunks of all rows; for packed rows the most there can be."""
         return self.rows * self.slots if self.cu_seqlens is None else self.x.shape[1] // self.chunk + self.rows
 
+    @property
+    def precise(self) -> bool:
+        """Whether single precision is wanted to its last bits."""
+        return self.x.dtype == torch.float32
+
     @cached_property
-    def block(self) -> tuple[int, int, int, int]:
-        """Return channels per program, padded columns of a state, their number, and warps."""
-        parts = 2 if self.words else 1
-        columns = _cdiv(self.A.shape[1], parts)
-        lanes = min(LANES, _power_of_two(self.width))
-        padded = _power_of_two(columns)
-        return lanes, padded, columns, max(1, LANES * padded * parts // STATE_PER_WARP)
+    def block(self) -> tuple[int, int]:
+        """Return the padded N and the warps of a program."""
+        padded = _power_of_two(self.A.shape[1])
+        return padded, max(1, LANES * padded // STATE_PER_WARP)
 
     @property
     def blocks(self) -> int:
         """Blocks of channels per group."""
-        return _cdiv(self.width, self.block[0])
+        return _cdiv(self.width, LANES)
 
     def buffer(self, rows: int) -> Tensor:
         """Room for states (rows, N, D)."""
@@ -119,7 +122,7 @@ class Scan:
     def common(self, gated: bool = True) -> dict[str, object]:
         """Return the arguments that every kernel over time takes under the same name, without the gate if asked to."""
         z, dt = self.z if gated else None, self.dt
-        lanes, padded, columns, warps = self.block
+        padded, warps = self.block
         return {
             "dt": dt,
             "A": self.A,
@@ -148,19 +151,19 @@ class Scan:
             "CHUNK": self.chunk,
             "PARALLEL": self.span > 0,
             "STEPS": min(STEPS, self.chunk),
-            "BLOCK_D": lanes,
+            "BLOCK_D": LANES,
             "BLOCK_N": padded,
             "WORDS": self.words,
             "SOFTPLUS": self.dt_softplus,
-            "PRECISE": self.x.dtype == torch.float32,
+            "PRECISE": self.precise,
             "REVERSE": self.reverse,
             "CODES": 0 if self.codes is None else sum(code << (2 * k) for k, code in enumerate(self.codes)),
             "DIRS": self.directions,
             "PLANE": self.codes is not None,
             "WIDE": self.wide(),
             "ALIGN": self.align,
-            "EVEN": self.width % lanes == 0,
-            "FULL": padded == columns,
+            "EVEN": self.width % LANES == 0,
+            "FULL": padded == self.A.shape[1],
             "num_warps": warps,
             **FUSION,
             **UNPIPELINED,
@@ -281,7 +284,7 @@ def _span(rows: int, groups: int, channels: int, state: int, length: int, chunk:
     if slots <= SHORT_ROW or programs >= ENOUGH_PROGRAMS:
         return 0
     wanted = WANTED_SHORT_PROGRAMS if state <= 4 else WANTED_PROGRAMS
-    return max(1, slots * programs // wanted)
+    return _cdiv(slots, max(2, wanted // programs))
 
 
 def _words(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, int, int]:
@@ -402,8 +405,9 @@ def _launch_local(
     )
     size = final[0].numel()
     carry_kernel[(scan.rows * _cdiv(size, FLAT_BLOCK),)](
-        ends, totals, initial, final, scan.span_base, scan.spans, size, ADJOINT=adjoint, BLOCK=FLAT_BLOCK, **FUSION
-    )
+        ends, totals, initial, final, scan.span_base, scan.spans, size, ADJOINT=adjoint, BLOCK=FLAT_BLOCK,
+        AHEAD=AHEAD, **FUSION,
+    )  # fmt: skip
 
 
 def backward(
@@ -468,22 +472,24 @@ def launch_backward(
     x, (batch, length, channels), state = scan.x, scan.x.shape, scan.A.shape[1]
     grad_y = _unit_stride(grad_y)
     grad_final = None if grad_final is None else _transposed(grad_final)
-    adjoints, part_A = scan.buffer(scan.units), scan.buffer(scan.units)
-    grad_initial = adjoints  # what is left in it where a unit is a row
+    adjoints, grad_initial = scan.buffer(scan.units), scan.buffer(scan.rows)
+    parts = scan.total_slots if scan.precise else scan.units
+    part_A = scan.buffer(parts)
     shape = (scan.blocks, batch, length, scan.groups * scan.directions, state, 2)
     part_BC = x.new_empty(shape, dtype=partial_dtype(x))
-    part_D, part_bias = (x.new_empty(scan.units, channels, dtype=torch.float32) for _ in range(2))
+    part_D, part_bias = (x.new_empty(parts, channels, dtype=torch.float32) for _ in range(2))
+    if scan.precise and scan.cu_seqlens is not None:  # there may be fewer chunks than there could be
+        part_A, part_D, part_bias = part_A.zero_(), part_D.zero_(), part_bias.zero_()
     kinds = (scan.directions, *x.shape)
     grad_x = x.new_empty(kinds, dtype=x.dtype if scan.codes is None else partial_dtype(x))
     grad_dt = torch.empty(scan.dt.shape, dtype=scan.dt.dtype, device=x.device)
-    lanes, padded, _, _ = scan.block
     steps = min(STEPS, scan.chunk)
     items = scan.units * scan.groups * scan.blocks
-    programs = min(items, resident_programs(x.device))  # at a time, so that their scratch is bounded
-    scratch = x.new_empty(programs, scan.chunk // steps, state, lanes, dtype=torch.float32)
+    scratch_each = scan.chunk // steps * state * LANES
+    programs = min(items, SCRATCH_BYTES // (4 * scratch_each))
+    scratch = x.new_empty(programs, scratch_each, dtype=torch.float32)
     with _on_device(x):
         if scan.span:
-            grad_initial = scan.buffer(scan.rows)
             _launch_local(scan, grad_y, scan.C, adjoints, grad_final, grad_initial, adjoint=True)
         elif grad_final is None:
             adjoints.zero_()
@@ -509,7 +515,8 @@ def launch_backward(
                 part_BC=part_BC,
                 part_D=part_D,
                 part_bias=part_bias,
-                BLOCK_K=min(padded, BACKWARD_STATES // (2 if scan.words else 1)),
+                grad_initial=grad_initial,
+                BLOCK_K=min(scan.block[0], BACKWARD_STATES),
                 **scan.common(),
                 **scan.skip(),
                 **scan.weights("B", scan.B),
@@ -533,30 +540,23 @@ def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-@cache
-def resident_programs(device: torch.device) -> int:
-    """Return how many programs of the backward a device is given, which share out the work: as many as it can hold."""
-    if device.type != "cuda":
-        return 4
-    return PROGRAMS_PER_PROCESSOR * torch.cuda.get_device_properties(device).multi_processor_count
-
-
 def partial_dtype(x: Tensor) -> torch.dtype:
     """Return what the results of single directions are kept in until they are added."""
     return torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
 
 
 def _sum_units(scan: Scan, parts: Tensor, kinds: int) -> Tensor:
-    """Add partial sums (units, ...) over the units that share a parameter; `kinds` is how many parameters there are."""
+    """Add partial sums (units or chunks, ...) that share a parameter; `kinds` is how many parameters there are."""
     if kinds == 1:
         return parts.sum(0, keepdim=True)
-    if scan.span_base is None:
-        return parts.view(scan.rows // kinds, kinds, scan.spans, *parts.shape[1:]).sum((0, 2))
+    if scan.cu_seqlens is None:
+        return parts.view(scan.rows // kinds, kinds, -1, *parts.shape[1:]).sum((0, 2))
+    base = scan.slot_base if scan.precise else scan.span_base
+    if base is None:
+        return parts
     out = parts.new_empty(scan.rows, *parts.shape[1:])
     size = out[0].numel()
-    sum_kernel[(scan.rows * _cdiv(size, FLAT_BLOCK),)](
-        parts, out, scan.span_base, scan.spans, size, BLOCK=FLAT_BLOCK, **FUSION
-    )
+    sum_kernel[(scan.rows * _cdiv(size, FLAT_BLOCK),)](parts, out, base, size, BLOCK=FLAT_BLOCK, **FUSION)
     return out
 
 

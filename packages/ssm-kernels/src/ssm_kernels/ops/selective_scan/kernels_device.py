@@ -20,25 +20,23 @@ import triton.language as tl
 LARGEST = tl.constexpr(3.4028234663852886e38)
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-FAR_BELOW = tl.constexpr(-1e30)  # a raw step of no length: its softplus, and the slope of that, are 0
 
 # not specialised on: a new value compiles nothing, and nobody may conclude how states are aligned
-SIZES = [
-    "length",
-    "slots",
-    "span",
-    "spans",
-    "height",
-    "line",
-    "batches",
-    "width",
-    "A_rows",
-    "D_rows",
-    "size",
-    "first_program",
+SIZES = ["first_program", "length", "slots", "span", "spans", "height", "line", "batches", "width", "A_rows", "D_rows"]
+SIZES += ["size", "x_b", "dt_b", "z_b", "B_b", "C_b", "W_b", "grad_b"]
+STATES = [
+    "A",
+    "initial",
+    "saved",
+    "final",
+    "entering",
+    "ends",
+    "totals",
+    "adjoints",
+    "scratch",
+    "part_A",
+    "grad_initial",
 ]
-SIZES += ["x_b", "dt_b", "z_b", "B_b", "C_b", "W_b", "grad_b"]
-STATES = ["A", "initial", "saved", "final", "entering", "ends", "totals", "adjoints", "scratch", "part_A"]
 
 
 @triton.jit
@@ -69,7 +67,7 @@ def _softplus(x, PRECISE: tl.constexpr):
     """
     e = _power(_exponent(-tl.abs(x), PRECISE), PRECISE)
     if PRECISE:
-        s = e / (2.0 + e)
+        s = tl.div_rn(e, 2.0 + e)
         q = s * s
         series = 1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * (1 / 11 + q * (1 / 13 + q * (1 / 15))))))
         rest = 2.0 * (s + s * q * series)
@@ -82,7 +80,7 @@ def _softplus(x, PRECISE: tl.constexpr):
 def _sigmoid(x, PRECISE: tl.constexpr):
     if PRECISE:
         e = _power(_exponent(-tl.abs(x), PRECISE), PRECISE)
-        result = tl.where(x >= 0, 1.0, e) / (1.0 + e)
+        result = tl.div_rn(tl.where(x >= 0, 1.0, e), 1.0 + e)
     else:
         result = 1.0 / (1.0 + tl.exp2(tl.minimum(-x * LOG2_E, 126.0)))
     return result
@@ -101,7 +99,7 @@ def _load(pointer, mask):
 
 
 @triton.jit
-def _load_lanes(pointer, mask, EVEN: tl.constexpr):
+def _load_step(pointer, mask, EVEN: tl.constexpr):
     """Load inside a loop over time, in the stored type: without a mask where the block fits, since masks cost."""
     if EVEN:
         value = tl.load(pointer)
@@ -112,16 +110,16 @@ def _load_lanes(pointer, mask, EVEN: tl.constexpr):
 
 @triton.jit
 def _unpack(word, WORDS: tl.constexpr):
-    """Return one vector of weights per part: WORDS 1 and 2 hold two bfloat16 or float16 each, 0 is one number."""
+    """Return weights as float32; with WORDS 1 and 2 every word holds two of bfloat16 or float16."""
     if WORDS == 0:
-        parts = (word.to(tl.float32),)
-    elif WORDS == 1:
-        parts = ((word << 16).to(tl.float32, bitcast=True), (word & -65536).to(tl.float32, bitcast=True))
+        return word.to(tl.float32)
+    if WORDS == 1:
+        low = (word << 16).to(tl.float32, bitcast=True)
+        high = (word & -65536).to(tl.float32, bitcast=True)
     else:
-        low = word.to(tl.int16).to(tl.float16, bitcast=True)
-        high = (word >> 16).to(tl.int16).to(tl.float16, bitcast=True)
-        parts = (low.to(tl.float32), high.to(tl.float32))
-    return parts
+        low = word.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        high = (word >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    return tl.reshape(tl.join(low, high), [2 * word.shape[0]])
 
 
 @triton.jit
@@ -262,87 +260,18 @@ def _places(
 
 
 @triton.jit
-def _lanes(pointer, places, step, d, mask, EVEN: tl.constexpr, STEPS: tl.constexpr):
-    """Load every channel at STEPS places, in the stored type."""
+def _steps(pointer, places, step, mask, EVEN: tl.constexpr, STEPS: tl.constexpr):
+    """Load at STEPS places, in the stored type."""
     values = ()
     for j in tl.static_range(STEPS):
-        values = values + (_load_lanes(pointer + places[j] * step + d, mask, EVEN),)
+        values = values + (_load_step(pointer + places[j] * step, mask, EVEN),)
     return values
 
 
 @triton.jit
-def _weights(pointer, places, step, k, mask, ALIGN: tl.constexpr, FULL: tl.constexpr, STEPS: tl.constexpr):
-    """Load what all channels share at STEPS places, still packed; `step` counts in ALIGN, which the compiler sees."""
-    values = ()
-    for j in tl.static_range(STEPS):
-        values = values + (_load_lanes(pointer + places[j] * step * ALIGN + k, mask, FULL),)
-    return values
-
-
-@triton.jit
-def _columns(k, channels, d, here_d, N: tl.constexpr, PARTS: tl.constexpr):
-    """Return, per part, where a state (N, channels) lies for the channels d, and which of it exists.
-
-    Part q holds the indices n = PARTS * k + q, as `_unpack` gives the weights.
-    """
-    tiles = ()
-    masks = ()
-    for q in tl.static_range(PARTS):
-        n = PARTS * k + q
-        tiles = tiles + (n[None, :] * channels + d[:, None],)
-        masks = masks + (here_d[:, None] & (n < N)[None, :],)
-    return tiles, masks
-
-
-@triton.jit
-def _load_state(pointer, tiles, masks, PARTS: tl.constexpr):
-    state = ()
-    for q in tl.static_range(PARTS):
-        state = state + (tl.load(pointer + tiles[q], mask=masks[q], other=0.0),)
-    return state
-
-
-@triton.jit
-def _store_state(pointer, tiles, state, masks, PARTS: tl.constexpr):
-    for q in tl.static_range(PARTS):
-        tl.store(pointer + tiles[q], state[q], mask=masks[q])
-
-
-@triton.jit
-def _zero_state(BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PARTS: tl.constexpr):
-    state = ()
-    for _ in tl.static_range(PARTS):
-        state = state + (tl.zeros([BLOCK_D, BLOCK_N], tl.float32),)
-    return state
-
-
-@triton.jit
-def _advance(state, rates, delta, u, into, PARTS: tl.constexpr, PRECISE: tl.constexpr):
+def _advance(state, rates, delta, u, into, PRECISE: tl.constexpr):
     """H -> exp(delta * A) * h + u * B; `rates` are those of `_exponent`."""
-    new = ()
-    for q in tl.static_range(PARTS):
-        decay = _power(delta[:, None] * rates[q], PRECISE)
-        new = new + (decay * state[q] + u[:, None] * into[q][None, :],)
-    return new
-
-
-@triton.jit
-def _dot_n(state, weights, PARTS: tl.constexpr):
-    """Sum of state * weights over n, (BLOCK_D,)."""
-    product = state[0] * weights[0][None, :]
-    for q in tl.static_range(1, PARTS):
-        product += state[q] * weights[q][None, :]
-    return tl.sum(product, 1)
-
-
-@triton.jit
-def _interleave(first, second, PARTS: tl.constexpr):
-    """Lay two values per state side by side: (BLOCK_D, 2 * n) from parts (BLOCK_D, k), the n in order."""
-    if PARTS == 1:
-        both = tl.join(first[0], second[0])
-    else:
-        both = tl.join(tl.join(first[0], first[1]), tl.join(second[0], second[1]))
-    return tl.reshape(both, [both.shape[0], both.shape[1] * 2 * PARTS])
+    return _power(delta[:, None] * rates, PRECISE) * state + u[:, None] * into[None, :]
 
 
 @triton.jit
@@ -352,6 +281,15 @@ def _step_size(raw, bias, alive, SOFTPLUS: tl.constexpr, PRECISE: tl.constexpr):
     if SOFTPLUS:
         delta = _softplus(delta, PRECISE)
     return tl.where(alive, delta, 0.0)
+
+
+@triton.jit
+def _row_vector(pointer, offset, d, here_d, BLOCK_D: tl.constexpr):
+    """Load a parameter of the channels, zero where there is none."""
+    value = tl.zeros([BLOCK_D], tl.float32)
+    if pointer is not None:
+        value = _load(pointer + offset + d, here_d)
+    return value
 
 
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=STATES)
@@ -379,7 +317,7 @@ def forward_kernel(
     FULL: tl.constexpr,
 ):  # fmt: skip
     """Walk a unit with the state in registers, the loads of the next STEPS steps under way during the present ones."""
-    PARTS: tl.constexpr = 1 if WORDS == 0 else 2
+    PER_WORD: tl.constexpr = 1 if WORDS == 0 else 2
     program = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(width, BLOCK_D)
     unit = program // (groups * blocks)
@@ -391,85 +329,80 @@ def forward_kernel(
     direction = (row % DIRS).to(tl.int32)
     steps = _reach(count, first, span, PARALLEL, CHUNK)
     stride, wrap = _course(direction, height, line, REVERSE, CODES, PLANE)
-    k = tl.arange(0, BLOCK_N)
-    # an empty sequence may begin behind the last step
-    here_k = (k * PARTS < N) & _less(0, steps, k)
-    tiles, masks = _columns(k, channels, d, here_d, N, PARTS)
-    x += batch * x_b + begin * x_t
-    dt += batch * dt_b + (row % DIRS) * dt_k + begin * dt_t
-    B += (batch * B_b + (group + row % DIRS) * B_g + begin * B_t) * ALIGN
-    C += (batch * C_b + (group + row % DIRS) * C_g + begin * C_t) * ALIGN
-    y += ((row % DIRS * batches + batch) * length + begin) * channels
+    n = tl.arange(0, BLOCK_N)
+    w = tl.arange(0, BLOCK_N // PER_WORD)
+    here_w = (w * PER_WORD < N) & _less(0, steps, w)  # an empty sequence may begin behind the last step
+    tile = n[None, :] * channels + d[:, None]
+    here = here_d[:, None] & (n < N)[None, :]
+    x += batch * x_b + begin * x_t + d
+    dt += batch * dt_b + (row % DIRS) * dt_k + begin * dt_t + d
+    B += (batch * B_b + (group + row % DIRS) * B_g + begin * B_t) * ALIGN + w
+    C += (batch * C_b + (group + row % DIRS) * C_g + begin * C_t) * ALIGN + w
+    y += ((row % DIRS * batches + batch) * length + begin) * channels + d
     if z is not None:
-        z += batch * z_b + begin * z_t
+        z += batch * z_b + begin * z_t + d
     if added is not None:
-        added += (batch * length + begin) * channels
-    plain = _load_state(A + (row % A_rows) * channels * N, tiles, masks, PARTS)
-    rates = ()
-    for q in tl.static_range(PARTS):
-        rates = rates + (_exponent(plain[q], PRECISE),)
-    skip = tl.zeros([BLOCK_D], tl.float32)
-    if D is not None:
-        skip = _load(D + (row % D_rows) * channels + d, here_d)
-    bias = tl.zeros([BLOCK_D], tl.float32)
-    if dt_bias is not None:
-        bias = _load(dt_bias + direction * channels + d, here_d)
+        added += (batch * length + begin) * channels + d
+    rates = _exponent(_load(A + (row % A_rows) * channels * N + tile, here), PRECISE)
+    skip = _row_vector(D, (row % D_rows) * channels, d, here_d, BLOCK_D)
+    bias = _row_vector(dt_bias, (row % DIRS) * channels, d, here_d, BLOCK_D)
     if PARALLEL:
-        state = _load_state(entering + unit * channels * N, tiles, masks, PARTS)
+        state = _load(entering + unit * channels * N + tile, here)
     elif initial is not None:
-        state = _load_state(initial + row * channels * N, tiles, masks, PARTS)
+        state = _load(initial + row * channels * N + tile, here)
     else:
-        state = _zero_state(BLOCK_D, BLOCK_N, PARTS)
+        state = tl.zeros([BLOCK_D, BLOCK_N], tl.float32)
 
     begin_i = (first * CHUNK).to(tl.int64 if WIDE else tl.int32)
     places = _places(
         0, begin_i, steps, count, direction, height, line, stride, wrap, STEPS, REVERSE, CODES, PLANE, WIDE
     )
     here_0 = here_d & _less(0, steps, d)
-    xs = _lanes(x, places, x_t, d, here_0, False, STEPS)
-    dts = _lanes(dt, places, dt_t, d, here_0, False, STEPS)
-    Bs = _weights(B, places, B_t, k, here_k, ALIGN, False, STEPS)
-    Cs = _weights(C, places, C_t, k, here_k, ALIGN, False, STEPS)
+    xs = _steps(x, places, x_t, here_0, False, STEPS)
+    dts = _steps(dt, places, dt_t, here_0, False, STEPS)
+    Bs = _steps(B, places, B_t * ALIGN, here_w, False, STEPS)
+    Cs = _steps(C, places, C_t * ALIGN, here_w, False, STEPS)
     gates = xs
     if z is not None:
-        gates = _lanes(z, places, z_t, d, here_0, False, STEPS)
+        gates = _steps(z, places, z_t, here_0, False, STEPS)
     for i in range(0, steps, STEPS):
         if saved is not None:
             if i % CHUNK == 0:
-                _store_state(saved + (base + first + i // CHUNK) * channels * N, tiles, state, masks, PARTS)
+                tl.store(saved + (base + first + i // CHUNK) * channels * N + tile, state, mask=here)
         places = _places(
             i, begin_i, steps, count, direction, height, line, stride, wrap, STEPS, REVERSE, CODES, PLANE, WIDE
         )
         places_next = _places(
             i + STEPS, begin_i, steps, count, direction, height, line, stride, wrap, STEPS, REVERSE, CODES, PLANE, WIDE
         )
-        xs_next = _lanes(x, places_next, x_t, d, here_d, EVEN, STEPS)
-        dts_next = _lanes(dt, places_next, dt_t, d, here_d, EVEN, STEPS)
-        Bs_next = _weights(B, places_next, B_t, k, here_k, ALIGN, FULL, STEPS)
-        Cs_next = _weights(C, places_next, C_t, k, here_k, ALIGN, FULL, STEPS)
+        xs_next = _steps(x, places_next, x_t, here_d, EVEN, STEPS)
+        dts_next = _steps(dt, places_next, dt_t, here_d, EVEN, STEPS)
+        Bs_next = _steps(B, places_next, B_t * ALIGN, here_w, FULL, STEPS)
+        Cs_next = _steps(C, places_next, C_t * ALIGN, here_w, FULL, STEPS)
         gates_next = xs_next
         if z is not None:
-            gates_next = _lanes(z, places_next, z_t, d, here_d, EVEN, STEPS)
+            gates_next = _steps(z, places_next, z_t, here_d, EVEN, STEPS)
         for j in tl.static_range(STEPS):
-            alive = _less(i + j, steps, d)
+            alive = here_d & _less(i + j, steps, d)
             value = xs[j].to(tl.float32)
             delta = _step_size(dts[j], bias, alive, SOFTPLUS, PRECISE)
-            state = _advance(state, rates, delta, delta * value, _unpack(Bs[j], WORDS), PARTS, PRECISE)
-            out = _dot_n(state, _unpack(Cs[j], WORDS), PARTS) + skip * value
-            at = places[j] * channels + d
+            state = _advance(state, rates, delta, delta * value, _unpack(Bs[j], WORDS), PRECISE)
+            out = tl.sum(state * _unpack(Cs[j], WORDS)[None, :], 1) + skip * value
+            at = places[j] * channels
             if added is not None:
-                out += _load(added + at, here_d & alive)
+                out += _load(added + at, alive)
             if z is not None:
                 gate = gates[j].to(tl.float32)
                 out *= gate * _sigmoid(gate, PRECISE)
-            tl.store(y + at, (out * scale).to(y.dtype.element_ty), mask=here_d & alive)
+            tl.store(y + at, (out * scale).to(y.dtype.element_ty), mask=alive)
         xs = xs_next
         dts = dts_next
         Bs = Bs_next
         Cs = Cs_next
         gates = gates_next
-    if not PARALLEL:
-        _store_state(final + row * channels * N, tiles, state, masks, PARTS)
+    if PARALLEL:  # a row ends with its last unit; packed rows may have fewer units than there are
+        here &= _less(0, steps, tile) & _less(count - first * CHUNK, span * CHUNK + 1, tile)
+    tl.store(final + row * channels * N + tile, state, mask=here)
 
 
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=STATES)
@@ -499,9 +432,10 @@ def local_kernel(
 ):  # fmt: skip
     """Run one unit from zero: its end state and the product of its decays.
 
-    Forwards x is x and W is B. ADJOINT walks the unit from its last step, x is the gradient of y and W is C.
+    Forwards x is x and W is B. ADJOINT walks the unit from its last step, x is the gradient of y and W is C. The unit
+    at which the walk along the row ends is left out: nobody asks what leaves it.
     """
-    PARTS: tl.constexpr = 1 if WORDS == 0 else 2
+    PER_WORD: tl.constexpr = 1 if WORDS == 0 else 2
     program = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(width, BLOCK_D)
     unit = program // (groups * blocks)
@@ -512,79 +446,76 @@ def local_kernel(
     channels = groups * width
     direction = (row % DIRS).to(tl.int32)
     steps = _reach(count, first, span, PARALLEL, CHUNK)
+    if ADJOINT:
+        steps = tl.where(first > 0, steps, 0)
+    else:
+        steps = tl.where((first + span) * CHUNK < count, steps, 0)
     stride, wrap = _course(direction, height, line, REVERSE, CODES, PLANE)
-    begin_i = (first * CHUNK).to(tl.int64 if WIDE else tl.int32)
-    k = tl.arange(0, BLOCK_N)
-    here_k = (k * PARTS < N) & _less(0, steps, k)
-    tiles, masks = _columns(k, channels, d, here_d, N, PARTS)
-    x += batch * x_b + begin * x_t
-    dt += batch * dt_b + (row % DIRS) * dt_k + begin * dt_t
-    W += (batch * W_b + (group + row % DIRS) * W_g + begin * W_t) * ALIGN
+    n = tl.arange(0, BLOCK_N)
+    w = tl.arange(0, BLOCK_N // PER_WORD)
+    here_w = (w * PER_WORD < N) & _less(0, steps, w)
+    tile = n[None, :] * channels + d[:, None]
+    here = here_d[:, None] & (n < N)[None, :]
+    x += batch * x_b + begin * x_t + d
+    dt += batch * dt_b + (row % DIRS) * dt_k + begin * dt_t + d
+    W += (batch * W_b + (group + row % DIRS) * W_g + begin * W_t) * ALIGN + w
     if z is not None:
-        z += batch * z_b + begin * z_t
-    plain = _load_state(A + (row % A_rows) * channels * N, tiles, masks, PARTS)
-    rates = ()
-    for q in tl.static_range(PARTS):
-        rates = rates + (_exponent(plain[q], PRECISE),)
-    bias = tl.zeros([BLOCK_D], tl.float32)
-    if dt_bias is not None:
-        bias = _load(dt_bias + direction * channels + d, here_d)
-    state = _zero_state(BLOCK_D, BLOCK_N, PARTS)
+        z += batch * z_b + begin * z_t + d
+    rates = _exponent(_load(A + (row % A_rows) * channels * N + tile, here), PRECISE)
+    bias = _row_vector(dt_bias, (row % DIRS) * channels, d, here_d, BLOCK_D)
+    state = tl.zeros([BLOCK_D, BLOCK_N], tl.float32)
     elapsed = tl.zeros([BLOCK_D], tl.float32)
 
+    begin_i = (first * CHUNK).to(tl.int64 if WIDE else tl.int32)
     places = _places(
         0, begin_i, steps, count, direction, height, line, stride, wrap, STEPS, REVERSE, CODES, PLANE, WIDE, ADJOINT
     )
     here_0 = here_d & _less(0, steps, d)
-    xs = _lanes(x, places, x_t, d, here_0, False, STEPS)
-    dts = _lanes(dt, places, dt_t, d, here_0, False, STEPS)
-    Ws = _weights(W, places, W_t, k, here_k, ALIGN, False, STEPS)
+    xs = _steps(x, places, x_t, here_0, False, STEPS)
+    dts = _steps(dt, places, dt_t, here_0, False, STEPS)
+    Ws = _steps(W, places, W_t * ALIGN, here_w, False, STEPS)
     gates = xs
     if z is not None:
-        gates = _lanes(z, places, z_t, d, here_0, False, STEPS)
+        gates = _steps(z, places, z_t, here_0, False, STEPS)
     for i in range(0, steps, STEPS):
         places_next = _places(
             i + STEPS, begin_i, steps, count, direction, height, line, stride, wrap,
             STEPS, REVERSE, CODES, PLANE, WIDE, ADJOINT,
         )  # fmt: skip
-        xs_next = _lanes(x, places_next, x_t, d, here_d, EVEN, STEPS)
-        dts_next = _lanes(dt, places_next, dt_t, d, here_d, EVEN, STEPS)
-        Ws_next = _weights(W, places_next, W_t, k, here_k, ALIGN, FULL, STEPS)
+        xs_next = _steps(x, places_next, x_t, here_d, EVEN, STEPS)
+        dts_next = _steps(dt, places_next, dt_t, here_d, EVEN, STEPS)
+        Ws_next = _steps(W, places_next, W_t * ALIGN, here_w, FULL, STEPS)
         gates_next = xs_next
         if z is not None:
-            gates_next = _lanes(z, places_next, z_t, d, here_d, EVEN, STEPS)
+            gates_next = _steps(z, places_next, z_t, here_d, EVEN, STEPS)
         for j in tl.static_range(STEPS):
-            alive = _less(i + j, steps, d)
+            alive = here_d & _less(i + j, steps, d)
             value = xs[j].to(tl.float32)
             delta = _step_size(dts[j], bias, alive, SOFTPLUS, PRECISE)
             elapsed += delta
-            into = _unpack(Ws[j], WORDS)
+            weights = _unpack(Ws[j], WORDS)
             if ADJOINT:
                 value = tl.where(alive, value * scale, 0.0)
                 if z is not None:
                     gate = gates[j].to(tl.float32)
                     value *= gate * _sigmoid(gate, PRECISE)
-                new = ()
-                for q in tl.static_range(PARTS):
-                    decay = _power(delta[:, None] * rates[q], PRECISE)
-                    new = new + (decay * (state[q] + value[:, None] * into[q][None, :]),)
-                state = new
+                state = _power(delta[:, None] * rates, PRECISE) * (state + value[:, None] * weights[None, :])
             else:
-                state = _advance(state, rates, delta, delta * value, into, PARTS, PRECISE)
+                state = _advance(state, rates, delta, delta * value, weights, PRECISE)
         xs = xs_next
         dts = dts_next
         Ws = Ws_next
         gates = gates_next
-    _store_state(ends + unit * channels * N, tiles, state, masks, PARTS)
-    products = ()
-    for q in tl.static_range(PARTS):
-        # a growing system may overflow here, yet its product with a zero state is zero
-        products = products + (tl.minimum(_power(elapsed[:, None] * rates[q], PRECISE), LARGEST),)
-    _store_state(totals + unit * channels * N, tiles, products, masks, PARTS)
+    tl.store(ends + unit * channels * N + tile, state, mask=here)
+    # a growing system may overflow here, yet its product with a zero state is zero
+    total = tl.minimum(_power(elapsed[:, None] * rates, PRECISE), LARGEST)
+    tl.store(totals + unit * channels * N + tile, total, mask=here)
 
 
 @triton.jit(do_not_specialize=SIZES)
-def carry_kernel(ends, totals, initial, final, span_base, spans, size, ADJOINT: tl.constexpr, BLOCK: tl.constexpr):
+def carry_kernel(
+    ends, totals, initial, final, span_base, spans, size, ADJOINT: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr
+):  # fmt: skip
     """Replace what every unit adds by the state that enters it, along one row; ADJOINT from the last unit."""
     program = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(size, BLOCK)
@@ -600,35 +531,44 @@ def carry_kernel(ends, totals, initial, final, span_base, spans, size, ADJOINT: 
     state = tl.zeros([BLOCK], tl.float32)
     if initial is not None:
         state = tl.load(initial + row * size + entry, mask=here, other=0.0)
-    for j in range(0, units):
-        slot = (base + (units - 1 - j if ADJOINT else j)) * size + entry
-        end = tl.load(ends + slot, mask=here, other=0.0)
-        total = tl.load(totals + slot, mask=here, other=0.0)
-        tl.store(ends + slot, state, mask=here)
-        state = total * state + end
+    for first in range(0, units, AHEAD):
+        slots = ()
+        added = ()
+        passed = ()
+        for j in tl.static_range(AHEAD):
+            unit = units - 1 - first - j if ADJOINT else first + j
+            slot = (base + unit) * size + entry
+            alive = here & _less(first + j, units, entry)
+            slots = slots + (slot,)
+            added = added + (tl.load(ends + slot, mask=alive, other=0.0),)
+            passed = passed + (tl.load(totals + slot, mask=alive, other=0.0),)
+        for j in tl.static_range(AHEAD):
+            alive = here & _less(first + j, units, entry)
+            tl.store(ends + slots[j], state, mask=alive)
+            state = tl.where(alive, passed[j] * state + added[j], state)
     tl.store(final + row * size + entry, state, mask=here)
 
 
 @triton.jit(do_not_specialize=SIZES)
-def sum_kernel(parts, out, span_base, spans, size, BLOCK: tl.constexpr):
-    """Add a row's partial sums in the order of its units."""
+def sum_kernel(parts, out, base, size, BLOCK: tl.constexpr):
+    """Add a row's partial sums in their order."""
     program = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(size, BLOCK)
     row = program // blocks
     entry = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
     here = entry < size
-    base = tl.load(span_base + row)
-    units = (tl.load(span_base + row + 1) - base).to(tl.int32)
+    begin = tl.load(base + row)
+    count = (tl.load(base + row + 1) - begin).to(tl.int32)
     total = tl.zeros([BLOCK], tl.float32)
-    for j in range(0, units):
-        total += tl.load(parts + (base + j) * size + entry, mask=here, other=0.0)
+    for j in range(0, count):
+        total += tl.load(parts + (begin + j) * size + entry, mask=here, other=0.0)
     tl.store(out + row * size + entry, total, mask=here)
 
 
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=STATES)
 def backward_kernel(
     x, dt, A, B, C, D, z, dt_bias, grad_y, saved, adjoints, scratch, added,
-    grad_x, grad_dt, grad_z, part_A, part_BC, part_D, part_bias,
+    grad_x, grad_dt, grad_z, part_A, part_BC, part_D, part_bias, grad_initial,
     cu_seqlens, slot_base, span_base, span_row,
     first_program, length, slots, span, spans, height, line, batches, groups, width, A_rows, D_rows, scale,
     x_b, x_t, dt_b, dt_k, dt_t, z_b, z_t, B_b, B_g, B_t, C_b, C_g, C_t, grad_b, grad_t,
@@ -654,15 +594,14 @@ def backward_kernel(
     """Differentiate a unit chunk by chunk, the last one first, with g[t] = C[t] * e[t] + a[t+1] * g[t+1] in registers.
 
     A chunk is walked twice: forwards from its saved state, leaving the state before every STEPS steps in `scratch`;
-    then block by block from the end, a few n at a time, with the states of one block of steps in registers. Sums over
-    the channels of a block are a product with ones on the tensor cores: shuffles would take as long as all the rest.
+    then block by block from the end, BLOCK_K of the n at a time, with the states of one block of steps in registers.
+    Sums over the channels of a block are a product with ones on the tensor cores: shuffles would take as long as all
+    the rest. PRECISE keeps one partial sum per chunk, others one per unit.
     """
-    PARTS: tl.constexpr = 1 if WORDS == 0 else 2
-    COLUMNS: tl.constexpr = 2 * PARTS * BLOCK_K  # of the partial sums: a number for B and one for C per n
-    BLOCKS: tl.constexpr = CHUNK // STEPS
+    PER_WORD: tl.constexpr = 1 if WORDS == 0 else 2
     ROWS: tl.constexpr = 16  # of a product on the tensor cores, at least STEPS
     program = tl.program_id(0).to(tl.int64)
-    scratch += program * BLOCKS * N * BLOCK_D
+    scratch += program * (CHUNK // STEPS) * N * BLOCK_D
     program += first_program
     blocks = tl.cdiv(width, BLOCK_D)
     unit = program // (groups * blocks)
@@ -676,118 +615,76 @@ def backward_kernel(
     steps = _reach(count, first, span, PARALLEL, CHUNK)
     stride, wrap = _course(direction, height, line, REVERSE, CODES, PLANE)
     lane = tl.arange(0, BLOCK_D)
-    k = tl.arange(0, BLOCK_N)
-    here_k = k * PARTS < N
-    tiles, masks = _columns(k, channels, d, here_d, N, PARTS)
-    inner, inner_masks = _columns(k, BLOCK_D, lane, lane >= 0, N, PARTS)
-    row_x = x + batch * x_b + begin * x_t
-    row_dt = dt + batch * dt_b + (row % DIRS) * dt_k + begin * dt_t
-    row_B = B + (batch * B_b + (group + row % DIRS) * B_g + begin * B_t) * ALIGN
-    row_C = C + (batch * C_b + (group + row % DIRS) * C_g + begin * C_t) * ALIGN
-    row_grad_y = grad_y + batch * grad_b + begin * grad_t
-    row_grad_x = grad_x + ((row % DIRS * batches + batch) * length + begin) * channels
-    row_grad_dt = grad_dt + ((batch * length + begin) * DIRS + row % DIRS) * channels
-    row_z = z
-    row_grad_z = grad_z
+    n = tl.arange(0, BLOCK_N)
+    w = tl.arange(0, BLOCK_N // PER_WORD)
+    here_w = w * PER_WORD < N
+    tile = n[None, :] * channels + d[:, None]
+    here = here_d[:, None] & (n < N)[None, :]
+    inner = n[None, :] * BLOCK_D + lane[:, None]
+    here_inner = (lane >= 0)[:, None] & (n < N)[None, :]
+    x += batch * x_b + begin * x_t + d
+    dt += batch * dt_b + (row % DIRS) * dt_k + begin * dt_t + d
+    B += (batch * B_b + (group + row % DIRS) * B_g + begin * B_t) * ALIGN
+    C += (batch * C_b + (group + row % DIRS) * C_g + begin * C_t) * ALIGN
+    grad_y += batch * grad_b + begin * grad_t + d
+    grad_x += ((row % DIRS * batches + batch) * length + begin) * channels + d
+    grad_dt += ((batch * length + begin) * DIRS + row % DIRS) * channels + d
     if z is not None:
-        row_z = z + batch * z_b + begin * z_t
-        row_grad_z = grad_z + (batch * length + begin) * channels
-    row_added = added
+        z += batch * z_b + begin * z_t + d
+        grad_z += (batch * length + begin) * channels + d
     if added is not None:
-        row_added = added + (batch * length + begin) * channels
+        added += (batch * length + begin) * channels + d
     shared = groups * DIRS
-    row_BC = part_BC + ((((block % blocks) * batches + batch) * length + begin) * shared + group + row % DIRS) * 2 * N
-    row_adjoints = adjoints + unit * channels * N
-    row_A = part_A + unit * channels * N
-    rates_A = A + (row % A_rows) * channels * N
-    plain = _load_state(rates_A, tiles, masks, PARTS)
-    rates = ()
-    for q in tl.static_range(PARTS):
-        rates = rates + (_exponent(plain[q], PRECISE),)
-    skip = tl.zeros([BLOCK_D], tl.float32)
-    if D is not None:
-        skip = _load(D + (row % D_rows) * channels + d, here_d)
-    bias = tl.zeros([BLOCK_D], tl.float32)
-    if dt_bias is not None:
-        bias = _load(dt_bias + direction * channels + d, here_d)
+    part_BC += ((((block % blocks) * batches + batch) * length + begin) * shared + group + row % DIRS) * 2 * N
+    adjoints += unit * channels * N
+    A += (row % A_rows) * channels * N
+    rates = _exponent(_load(A + tile, here), PRECISE)
+    skip = _row_vector(D, (row % D_rows) * channels, d, here_d, BLOCK_D)
+    bias = _row_vector(dt_bias, (row % DIRS) * channels, d, here_d, BLOCK_D)
     sum_D = tl.zeros([BLOCK_D], tl.float32)
     sum_bias = tl.zeros([BLOCK_D], tl.float32)
     which = tl.arange(0, ROWS)
-    chunks = tl.cdiv(steps, CHUNK)
+    part = unit
     if steps == 0:
-        _store_state(row_A, tiles, _zero_state(BLOCK_D, BLOCK_N, PARTS), masks, PARTS)
+        if not PRECISE:
+            tl.store(part_A + part * channels * N + tile, tl.zeros([BLOCK_D, BLOCK_N], tl.float32), mask=here)
+    chunks = tl.cdiv(steps, CHUNK)
     for c in range(0, chunks):
         chunk = chunks - 1 - c
         rest = tl.minimum(steps - chunk * CHUNK, CHUNK)
         walks = tl.cdiv(rest, STEPS)
         begin_i = ((first + chunk) * CHUNK).to(tl.int64 if WIDE else tl.int32)
+        if PRECISE:
+            part = base + first + chunk
 
-        state = _load_state(saved + (base + first + chunk) * channels * N, tiles, masks, PARTS)
+        state = _load(saved + (base + first + chunk) * channels * N + tile, here)
         places = _places(
             0, begin_i, rest, count, direction, height, line, stride, wrap, STEPS, REVERSE, CODES, PLANE, WIDE
         )
-        xs = _lanes(row_x, places, x_t, d, here_d, EVEN, STEPS)
-        dts = _lanes(row_dt, places, dt_t, d, here_d, EVEN, STEPS)
-        Bs = _weights(row_B, places, B_t, k, here_k, ALIGN, FULL, STEPS)
+        xs = _steps(x, places, x_t, here_d, EVEN, STEPS)
+        dts = _steps(dt, places, dt_t, here_d, EVEN, STEPS)
+        Bs = _steps(B + w, places, B_t * ALIGN, here_w, FULL, STEPS)
         for s in range(0, walks - 1):
-            _store_state(scratch + s * N * BLOCK_D, inner, state, inner_masks, PARTS)
-            places_next = _places(
-                (s + 1) * STEPS,
-                begin_i,
-                rest,
-                count,
-                direction,
-                height,
-                line,
-                stride,
-                wrap,
-                STEPS,
-                REVERSE,
-                CODES,
-                PLANE,
-                WIDE,
-            )
-            xs_next = _lanes(row_x, places_next, x_t, d, here_d, EVEN, STEPS)
-            dts_next = _lanes(row_dt, places_next, dt_t, d, here_d, EVEN, STEPS)
-            Bs_next = _weights(row_B, places_next, B_t, k, here_k, ALIGN, FULL, STEPS)
+            tl.store(scratch + s * N * BLOCK_D + inner, state, mask=here_inner)
+            places = _places(
+                (s + 1) * STEPS, begin_i, rest, count, direction, height, line, stride, wrap,
+                STEPS, REVERSE, CODES, PLANE, WIDE,
+            )  # fmt: skip
+            xs_next = _steps(x, places, x_t, here_d, EVEN, STEPS)
+            dts_next = _steps(dt, places, dt_t, here_d, EVEN, STEPS)
+            Bs_next = _steps(B + w, places, B_t * ALIGN, here_w, FULL, STEPS)
             for j in tl.static_range(STEPS):
                 delta = _step_size(dts[j], bias, here_d, SOFTPLUS, PRECISE)
                 u = delta * xs[j].to(tl.float32)
-                state = _advance(state, rates, delta, u, _unpack(Bs[j], WORDS), PARTS, PRECISE)
+                state = _advance(state, rates, delta, u, _unpack(Bs[j], WORDS), PRECISE)
             xs = xs_next
             dts = dts_next
             Bs = Bs_next
-        _store_state(scratch + (walks - 1) * N * BLOCK_D, inner, state, inner_masks, PARTS)
+        tl.store(scratch + (walks - 1) * N * BLOCK_D + inner, state, mask=here_inner)
         tl.debug_barrier()  # with more than one warp a state is read by other threads than those that wrote it
 
-        dts_next = dts
-        places = _places(
-            (walks - 1) * STEPS,
-            begin_i,
-            rest,
-            count,
-            direction,
-            height,
-            line,
-            stride,
-            wrap,
-            STEPS,
-            REVERSE,
-            CODES,
-            PLANE,
-            WIDE,
-        )
-        grads_next = _lanes(row_grad_y, places, grad_t, d, here_d, EVEN, STEPS)
-        xs_next = xs
-        gates_next = xs
-        if z is not None:
-            gates_next = _lanes(row_z, places, z_t, d, here_d, EVEN, STEPS)
-        for w in range(0, walks):
-            s = walks - 1 - w
-            xs = xs_next
-            dts = dts_next
-            grads = grads_next
-            gates = gates_next
+        for turn in range(0, walks):
+            s = walks - 1 - turn
             places = _places(
                 s * STEPS,
                 begin_i,
@@ -804,28 +701,12 @@ def backward_kernel(
                 PLANE,
                 WIDE,
             )
-            places_next = _places(
-                (s - 1) * STEPS,
-                begin_i,
-                rest,
-                count,
-                direction,
-                height,
-                line,
-                stride,
-                wrap,
-                STEPS,
-                REVERSE,
-                CODES,
-                PLANE,
-                WIDE,
-            )
-            xs_next = _lanes(row_x, places_next, x_t, d, here_d, EVEN, STEPS)
-            dts_next = _lanes(row_dt, places_next, dt_t, d, here_d, EVEN, STEPS)
-            grads_next = _lanes(row_grad_y, places_next, grad_t, d, here_d, EVEN, STEPS)
-            gates_next = xs_next
+            xs = _steps(x, places, x_t, here_d, EVEN, STEPS)
+            dts = _steps(dt, places, dt_t, here_d, EVEN, STEPS)
+            grads = _steps(grad_y, places, grad_t, here_d, EVEN, STEPS)
+            gates = xs
             if z is not None:
-                gates_next = _lanes(row_z, places_next, z_t, d, here_d, EVEN, STEPS)
+                gates = _steps(z, places, z_t, here_d, EVEN, STEPS)
             deltas = ()
             us = ()
             es = ()
@@ -834,7 +715,7 @@ def backward_kernel(
             grad_deltas = ()
             spot = tl.zeros([ROWS], tl.int64)
             for j in tl.static_range(STEPS):
-                alive = _less(s * STEPS + j, rest, d)
+                alive = here_d & _less(s * STEPS + j, rest, d)
                 delta = _step_size(dts[j], bias, alive, SOFTPLUS, PRECISE)
                 e = tl.where(alive, grads[j].to(tl.float32) * scale, 0.0)
                 if z is not None:
@@ -848,51 +729,35 @@ def backward_kernel(
                 grad_us = grad_us + (none,)
                 grad_deltas = grad_deltas + (none,)
                 spot = tl.where(which == j, places[j].to(tl.int64), spot)
-            for k_0 in range(0, (N + PARTS - 1) // PARTS, BLOCK_K):
-                kk = k_0 + tl.arange(0, BLOCK_K)
-                here_kk = kk * PARTS < N
-                some, some_masks = _columns(kk, channels, d, here_d, N, PARTS)
-                close, close_masks = _columns(kk, BLOCK_D, lane, lane >= 0, N, PARTS)
-                rate = _load_state(rates_A, some, some_masks, PARTS)
-                h = _load_state(scratch + s * N * BLOCK_D, close, close_masks, PARTS)
-                g = _load_state(row_adjoints, some, some_masks, PARTS)
-                into_words = _weights(row_B, places, B_t, kk, here_kk, ALIGN, FULL, STEPS)
-                out_words = _weights(row_C, places, C_t, kk, here_kk, ALIGN, FULL, STEPS)
+            for n_0 in range(0, N, BLOCK_K):
+                m = n_0 + tl.arange(0, BLOCK_K)
+                v = n_0 // PER_WORD + tl.arange(0, BLOCK_K // PER_WORD)
+                here_v = v * PER_WORD < N
+                some = m[None, :] * channels + d[:, None]
+                here_some = here_d[:, None] & (m < N)[None, :]
+                close = m[None, :] * BLOCK_D + lane[:, None]
+                rate = _load(A + some, here_some)
+                h = tl.load(scratch + s * N * BLOCK_D + close, mask=(lane >= 0)[:, None] & (m < N)[None, :], other=0.0)
+                g = _load(adjoints + some, here_some)
+                into_words = _steps(B + v, places, B_t * ALIGN, here_v, FULL, STEPS)
+                out_words = _steps(C + v, places, C_t * ALIGN, here_v, FULL, STEPS)
                 befores = ()
                 decays = ()
                 for j in tl.static_range(STEPS):
-                    into = _unpack(into_words[j], WORDS)
-                    decay = ()
-                    after = ()
-                    for q in tl.static_range(PARTS):
-                        a = _power(deltas[j][:, None] * _exponent(rate[q], PRECISE), PRECISE)
-                        decay = decay + (a,)
-                        after = after + (a * h[q] + us[j][:, None] * into[q][None, :],)
+                    decay = _power(deltas[j][:, None] * _exponent(rate, PRECISE), PRECISE)
                     befores = befores + (h,)
                     decays = decays + (decay,)
-                    h = after
-                sums = tl.zeros([ROWS, COLUMNS], tl.float32)
-                sum_A = _zero_state(BLOCK_D, BLOCK_K, PARTS)
+                    h = decay * h + us[j][:, None] * _unpack(into_words[j], WORDS)[None, :]
+                sums = tl.zeros([ROWS, 2 * BLOCK_K], tl.float32)
+                sum_A = tl.zeros([BLOCK_D, BLOCK_K], tl.float32)
                 outs_new = ()
                 us_new = ()
                 deltas_new = ()
                 for j in tl.static_range(STEPS - 1, -1, -1):
-                    into = _unpack(into_words[j], WORDS)
-                    out = _unpack(out_words[j], WORDS)
-                    adjoint = ()
-                    grad_B = ()
-                    grad_C = ()
-                    for q in tl.static_range(PARTS):
-                        adjoint = adjoint + (g[q] + es[j][:, None] * out[q][None, :],)
-                        grad_B = grad_B + (adjoint[q] * us[j][:, None],)
-                        grad_C = grad_C + (h[q] * es[j][:, None],)
-                    if z is not None:
-                        outs_new = (outs[j] + _dot_n(h, out, PARTS),) + outs_new
-                    else:
-                        outs_new = (outs[j],) + outs_new
-                    us_new = (grad_us[j] + _dot_n(adjoint, into, PARTS),) + us_new
-                    both = _interleave(grad_B, grad_C, PARTS)
-                    if COLUMNS < 8:
+                    out = _unpack(out_words[j], WORDS)[None, :]
+                    g += es[j][:, None] * out
+                    both = tl.reshape(tl.join(g * us[j][:, None], h * es[j][:, None]), [BLOCK_D, 2 * BLOCK_K])
+                    if BLOCK_K < 4:
                         sums = tl.where((which == j)[:, None], tl.sum(both, 0)[None, :], sums)
                     else:
                         pick = (which == j)[:, None].to(tl.float32) + tl.zeros([ROWS, BLOCK_D], tl.float32)
@@ -900,65 +765,66 @@ def backward_kernel(
                             sums = tl.dot(pick, both, acc=sums, input_precision="tf32x3")
                         else:
                             sums = tl.dot(pick, both, acc=sums, input_precision="tf32")
+                    if z is not None:
+                        outs_new = (outs[j] + tl.sum(h * out, 1),) + outs_new
+                    else:
+                        outs_new = (outs[j],) + outs_new
+                    us_new = (grad_us[j] + tl.sum(g * _unpack(into_words[j], WORDS)[None, :], 1),) + us_new
                     h = befores[j]
-                    leaving = ()
-                    through = ()
-                    sum_A_new = ()
-                    for q in tl.static_range(PARTS):
-                        leaving = leaving + (decays[j][q] * adjoint[q],)
-                        through = through + (leaving[q] * h[q],)  # the gradient of delta * rates_A
-                        sum_A_new = sum_A_new + (sum_A[q] + through[q] * deltas[j][:, None],)
-                    product = through[0] * rate[0]
-                    for q in tl.static_range(1, PARTS):
-                        product += through[q] * rate[q]
-                    deltas_new = (grad_deltas[j] + tl.sum(product, 1),) + deltas_new
-                    g = leaving
-                    sum_A = sum_A_new
+                    g = decays[j] * g
+                    through = g * h  # the gradient of delta * A
+                    deltas_new = (grad_deltas[j] + tl.sum(through * rate, 1),) + deltas_new
+                    sum_A += through * deltas[j][:, None]
                 outs = outs_new
                 grad_us = us_new
                 grad_deltas = deltas_new
-                _store_state(row_adjoints, some, g, some_masks, PARTS)
-                if c + w > 0:
-                    before_A = _load_state(row_A, some, some_masks, PARTS)
-                    sum_A_new = ()
-                    for q in tl.static_range(PARTS):
-                        sum_A_new = sum_A_new + (sum_A[q] + before_A[q],)
-                    sum_A = sum_A_new
-                _store_state(row_A, some, sum_A, some_masks, PARTS)
-                column = 2 * PARTS * k_0 + tl.arange(0, COLUMNS)
+                tl.store(adjoints + some, g, mask=here_some)
+                sum_at = part_A + part * channels * N + some
+                earlier = turn > 0
+                if not PRECISE:
+                    earlier = c + turn > 0
+                sum_A += tl.load(sum_at, mask=here_some & _less(0, earlier.to(tl.int32), some), other=0.0)
+                tl.store(sum_at, sum_A, mask=here_some)
+                column = 2 * n_0 + tl.arange(0, 2 * BLOCK_K)
                 kept = (which < STEPS) & (s * STEPS + which < rest)
                 tl.store(
-                    row_BC + spot[:, None] * shared * 2 * N + column[None, :],
+                    part_BC + spot[:, None] * shared * 2 * N + column[None, :],
                     sums.to(part_BC.dtype.element_ty),
                     mask=kept[:, None] & (column < 2 * N)[None, :],
                 )
             for j in tl.static_range(STEPS):
-                here = here_d & _less(s * STEPS + j, rest, d)
+                alive = here_d & _less(s * STEPS + j, rest, d)
                 value = xs[j].to(tl.float32)
                 grad_delta = grad_deltas[j] + grad_us[j] * value
                 if SOFTPLUS:
                     grad_delta *= _sigmoid(dts[j].to(tl.float32) + bias, PRECISE)
-                grad_delta = tl.where(here, grad_delta, 0.0)
+                grad_delta = tl.where(alive, grad_delta, 0.0)
                 sum_bias += grad_delta
                 sum_D += es[j] * value
                 grad_value = grad_us[j] * deltas[j] + es[j] * skip
-                at = places[j] * channels + d
-                tl.store(
-                    row_grad_dt + places[j] * DIRS * channels + d,
-                    grad_delta.to(row_grad_dt.dtype.element_ty),
-                    mask=here,
-                )
-                tl.store(row_grad_x + at, grad_value.to(row_grad_x.dtype.element_ty), mask=here)
+                at = places[j] * channels
+                tl.store(grad_dt + at * DIRS, grad_delta.to(grad_dt.dtype.element_ty), mask=alive)
+                tl.store(grad_x + at, grad_value.to(grad_x.dtype.element_ty), mask=alive)
                 if z is not None:
                     gate = gates[j].to(tl.float32)
                     sigma = _sigmoid(gate, PRECISE)
                     grad_gate = grads[j].to(tl.float32) * scale * (outs[j] + skip * value)
                     grad_gate *= sigma * (1.0 + gate * (1.0 - sigma))
                     if added is not None:
-                        grad_gate += _load(row_added + at, here)
-                    tl.store(row_grad_z + at, grad_gate.to(row_grad_z.dtype.element_ty), mask=here)
+                        grad_gate += _load(added + at, alive)
+                    tl.store(grad_z + at, grad_gate.to(grad_z.dtype.element_ty), mask=alive)
             tl.debug_barrier()
-    if D is not None:
-        tl.store(part_D + unit * channels + d, sum_D, mask=here_d)
-    if dt_bias is not None:
-        tl.store(part_bias + unit * channels + d, sum_bias, mask=here_d)
+        if PRECISE:
+            if D is not None:
+                tl.store(part_D + part * channels + d, sum_D, mask=here_d)
+            if dt_bias is not None:
+                tl.store(part_bias + part * channels + d, sum_bias, mask=here_d)
+            sum_D = tl.zeros([BLOCK_D], tl.float32)
+            sum_bias = tl.zeros([BLOCK_D], tl.float32)
+    if not PRECISE:
+        if D is not None:
+            tl.store(part_D + part * channels + d, sum_D, mask=here_d)
+        if dt_bias is not None:
+            tl.store(part_bias + part * channels + d, sum_bias, mask=here_d)
+    here &= _less(0, (first == 0).to(tl.int32), tile)  # a row begins with its first unit
+    tl.store(grad_initial + row * channels * N + tile, _load(adjoints + tile, here), mask=here)

@@ -32,8 +32,7 @@ def forward(
     _, states = launch_forward(first, save_states=save_states, out=half)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _, states_b = launch_forward(second, save_states=save_states, out=y, added=half)
-    shape = ahead[2].shape[-2:]
-    return y, states.view(-1, *shape), states_b.view(-1, *shape)
+    return y, *(s.view(s.shape[0], *d[2].shape[-2:]) for s, d in ((states, ahead), (states_b, behind)))
 
 
 def backward(
