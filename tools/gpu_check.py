@@ -3,8 +3,8 @@
     python3 tools/gpu_check.py --out DIR [--quick] [--skip-benchmarks] [-k EXPRESSION] [--jobs N]
 
 The packages are taken from this checkout through PYTHONPATH. DIR receives `environment.json`, `gpu-tests.log`,
-`gpu-tests.xml` and `bench/` with the benchmarks' results. The exit code is 0 only if every test passed and every benchmark
-that ran found its operator accurate.
+`gpu-tests.xml` and `bench/` with the benchmarks' results. The exit code is 0 only if every test passed and every
+benchmark that ran found its operator accurate.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 1. A package imports `ssm_kernels` and itself, never another package of the workspace.
 2. `ssm_kernels` imports torch, numpy and the standard library; triton only in kernels.py files or inside functions,
-   mamba_ssm only inside functions.
+   peers and matplotlib only inside functions, onnxscript only in `ssm_kernels.onnx`.
 3. Inside an operator's folder: api -> autograd -> schema -> {reference, torch_impl, kernels}. kernels.py is imported
    inside a function of schema.py (so on first launch) or by another kernels.py; implementations of different kinds
    never import each other. api.py may also import reference.py, which needs no operator around it.
@@ -23,8 +23,8 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 WORKSPACE = {"ssm_kernels", "hybrid_sr", "muse_mamba", "mamba_diffusion", "vim_compress"}
-KERNEL_PACKAGE_MAY = {"torch", "numpy", "triton", "mamba_ssm", "causal_conv1d"}
-ONLY_IN_FUNCTIONS = {"triton", "mamba_ssm", "causal_conv1d"}
+KERNEL_PACKAGE_MAY = {"torch", "numpy", "triton", "mamba_ssm", "causal_conv1d", "matplotlib", "onnxscript", "onnx"}
+ONLY_IN_FUNCTIONS = {"triton", "mamba_ssm", "causal_conv1d", "matplotlib"}
 OPERATOR_MAY = {
     "api": {"autograd", "schema", "reference"},
     "autograd": {"schema"},

@@ -1,7 +1,5 @@
 """ssm_kernels.bench: it times what is right, refuses what is wrong, and says what it measured."""
 
-import importlib.util
-import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,6 @@ from ssm_kernels.bench import (
     as_table,
     floor_ms,
     harness,
-    main,
     measure,
     read_report,
     roofline,
@@ -262,23 +259,3 @@ def test_cost_counts_each_number_once():
     assert cost("selective_scan", (1, 2, 3, 1), 2).moved_bytes == (4 * 6 + 2 * 3) * 2
     assert cost("selective_scan_bidirectional", (1, 2, 3, 1), 2).exponentials == 2 * 6
     assert cost("SS2D", (1, 2, 3, 3, 1), 2) is None
-
-
-def test_scripts_of_their_own_write_the_same_form(tmp_path):
-    """What lies in benchmarks/ runs on a CPU and writes the keys that other tools read."""
-    for file in sorted(BENCHMARKS.glob("*.py")):
-        spec = importlib.util.spec_from_file_location(f"benchmark_{file.stem}", file)
-        script = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(script)
-        out = tmp_path / f"{file.stem}.json"
-        arguments = ["--device", "cpu", "--quick", "--out", str(out)]
-        assert main(script.__doc__, script.cases, script.table(), arguments) == 0
-        report = json.loads(out.read_text())
-        assert set(report) == {"rows", "environment"}
-        assert all(row["fwd_ms"] > 0 for row in report["rows"])
-
-
-def test_script_fails_if_a_kernel_is_wrong(tmp_path, capsys):
-    arguments = ["--device", "cpu", "--out", str(tmp_path / "x.json")]
-    assert main("", lambda *_: [squares(1e-2)], [], arguments) == 1
-    assert "squares (2, 3) torch: error ratio 1.0e-02 is over its limit" in capsys.readouterr().out

@@ -11,7 +11,7 @@ CASES = {  # batch, height, width, channels, state, directions
     "all directions": (2, 3, 5, 3, 1, DIRECTIONS),
     "several chunks": (1, 5, 7, 2, 2, DIRECTIONS),
     "one pixel": (1, 1, 1, 1, 1, DIRECTIONS),
-    "one row": (1, 1, 19, 2, 1, ("column_reversed", "row_reversed")),
+    "one row": (2, 1, 19, 2, 1, ("column_reversed", "row_reversed")),
     "one column": (2, 30, 1, 4, 1, ("column", "row")),
     "repeated": (1, 3, 4, 5, 3, ("column", "column", "column_reversed")),
     "long chunks and two channel blocks": (1, 8, 9, 33, 1, ("row", "row_reversed")),

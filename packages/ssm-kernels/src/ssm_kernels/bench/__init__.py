@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from .roofline import floor_ms
     from .rows import Row, as_table, read_report, write_report
     from .runner import run_case
-    from .script import main
 
 __all__ = [
     "Case",
@@ -21,7 +20,6 @@ __all__ = [
     "as_table",
     "environment",
     "floor_ms",
-    "main",
     "measure",
     "read_report",
     "run_case",
@@ -34,7 +32,6 @@ _HOME = {
     "floor_ms": "roofline",
     **dict.fromkeys(("Row", "as_table", "read_report", "write_report"), "rows"),
     "run_case": "runner",
-    "main": "script",
 }
 
 

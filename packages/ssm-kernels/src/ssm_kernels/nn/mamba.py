@@ -47,10 +47,9 @@ def scan_inputs(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Convolve and project one direction: x (B, L, d_inner) gives the scan's x, dt, B and C.
 
-    dt has no bias yet: the scan adds it in float32. `impl` is that of the scan; the convolution has no Triton kernel.
+    dt has no bias yet: the scan adds it in float32. `impl` is that of both.
     """
-    conv_impl = "auto" if impl == "triton" else impl
-    x = depthwise_conv1d(x, conv1d.weight[:, 0], conv1d.bias, activation="silu", reverse=reverse, impl=conv_impl)
+    x = depthwise_conv1d(x, conv1d.weight[:, 0], conv1d.bias, activation="silu", reverse=reverse, impl=impl)
     rank, state = dt_proj.in_features, (x_proj.out_features - dt_proj.in_features) // 2
     low, B, C = x_proj(x).split([rank, state, state], -1)
     return x, F.linear(low, dt_proj.weight), B, C

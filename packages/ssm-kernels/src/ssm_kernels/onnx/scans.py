@@ -264,7 +264,7 @@ class Directions:
         """Read (B, H, W, size), or (B, H, W, K, size) if each has its `own`, in scan order: (B, L, K * size)."""
         shape = ints(0, -1, len(self.codes), size) if own else ints(0, -1, size)
         sources = {}
-        for column in {is_column(code) for code in self.codes}:
+        for column in sorted({is_column(code) for code in self.codes}):
             sources[column] = op.Reshape(_turned(image, 5 if own else 4) if column else image, shape)
         parts = [sources[is_column(self.codes[k])] for k in self.order]
         if own:
@@ -277,10 +277,11 @@ class Directions:
 
     def merge(self, y: Value, size: int, like: Value) -> list[Value]:
         """Give images (B, H, W, size) as `like`, whose sum is that of (B, L, K * size) over the directions."""
-        turn = op.Slice(y, ints(self.ahead * size), ints(2**63 - 1), ints(2))
-        turn = flip(turn, 1) if self.ahead < len(self.codes) else turn
+        turn = y
+        if self.ahead < len(self.codes):
+            turn = flip(op.Slice(y, ints(self.ahead * size), ints(2**63 - 1), ints(2)), 1)
         images = []
-        for column in {is_column(code) for code in self.codes}:
+        for column in sorted({is_column(code) for code in self.codes}):
             found = []
             for place, k in enumerate(self.order):
                 if is_column(self.codes[k]) == column:

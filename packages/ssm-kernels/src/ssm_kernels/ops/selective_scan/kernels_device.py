@@ -112,14 +112,16 @@ def _load_step(pointer, mask, EVEN: tl.constexpr):
 def _unpack(word, WORDS: tl.constexpr):
     """Return weights as float32; with WORDS 1 and 2 every word holds two of bfloat16 or float16."""
     if WORDS == 0:
-        return word.to(tl.float32)
-    if WORDS == 1:
-        low = (word << 16).to(tl.float32, bitcast=True)
-        high = (word & -65536).to(tl.float32, bitcast=True)
+        weights = word.to(tl.float32)
     else:
-        low = word.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-        high = (word >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
-    return tl.reshape(tl.join(low, high), [2 * word.shape[0]])
+        if WORDS == 1:
+            low = (word << 16).to(tl.float32, bitcast=True)
+            high = (word & -65536).to(tl.float32, bitcast=True)
+        else:
+            low = word.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+            high = (word >> 16).to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        weights = tl.reshape(tl.join(low, high), [2 * word.shape[0]])
+    return weights
 
 
 @triton.jit
@@ -826,5 +828,8 @@ def backward_kernel(
             tl.store(part_D + part * channels + d, sum_D, mask=here_d)
         if dt_bias is not None:
             tl.store(part_bias + part * channels + d, sum_bias, mask=here_d)
-    here &= _less(0, (first == 0).to(tl.int32), tile)  # a row begins with its first unit
+    here &= _less(first * CHUNK, 1, tile)  # a row begins with its first unit
+    if PARALLEL:
+        here &= _less(0, steps, tile)  # packed rows may have fewer units than there are
+    tl.debug_barrier()
     tl.store(grad_initial + row * channels * N + tile, _load(adjoints + tile, here), mask=here)

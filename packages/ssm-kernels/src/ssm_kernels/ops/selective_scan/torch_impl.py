@@ -1,12 +1,13 @@
 """The selective scan vectorised in PyTorch: all chunks of a segment are walked in parallel.
 
 Per segment every chunk runs from a zero state (local pass), the states at the chunk borders follow one from another
-(carry pass), and every chunk runs again from its true state and gives its outputs. The backward recomputes the states
-of a segment from the saved chunk borders and runs the adjoint the same way from the other end. Decays are only ever
+(carry pass), and every chunk runs again from its true state and gives its outputs. Where rows and channels alone fill
+the processor, chunks follow one another instead and there is one pass. The backward recomputes the states of a segment
+from the saved state that enters it and runs the adjoint the same way from the other end. Decays are only ever
 multiplied, never divided by, so that a decay of 0 is as good as any other. See docs/selective_scan.md.
 
-Memory: besides inputs, outputs and saved states, two buffers of at most T * TILE numbers (25 MB each in float32) and
-smaller ones; measured at 150 MB in the backward, whatever L is.
+Memory: besides inputs, outputs and saved states, one buffer of at most STEPS * TILE numbers (13 MB in float32) in the
+forward and two in the backward, and smaller ones; measured under 100 MB in the backward, whatever L is.
 
 Letters: B batch, L length, D channels, N state, G groups; lower case b, g, d for a slab's part of them; T steps of a
 chunk, k chunks of a segment. Buffers have the layout (T, b, k, g, N, d): contiguous for one position of all chunks.

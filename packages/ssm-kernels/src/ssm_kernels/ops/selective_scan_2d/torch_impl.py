@@ -5,7 +5,8 @@ m segments of T steps. Three phases, without a division or a logarithm of a prod
 that the loop would not: (1) every segment from a zero state, keeping its end state and the product of its decays;
 (2) the carry over the S * m segments; (3) every segment again, from the state that enters it. Steps are slices
 `start::T` of a line, so nothing is copied into scan order; a slab (all segments at one step) is small enough to stay
-in the cache. States are taken one by one, so that one state (N = 1) costs no extra axis; many go another way.
+in the cache. States are taken one by one, so that one state (N = 1) costs no extra axis; more than FEW are taken
+together, by torch_impl_bands.
 """
 
 from __future__ import annotations
