@@ -10,8 +10,8 @@ reduction over n ever leaves a thread. For that every state is stored as (N, D),
 being vectorised (`do_not_specialize_on_alignment`), since the compiler would spread N over the lanes. All arithmetic
 is float32 from the load on. L, B and what depends on them is not specialised on, so that a new size compiles nothing.
 """
-# This is Triton's language: constexpr parameters take plain values, and a branch on one is decided when compiling.
-# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportIndexIssue=false
+# This is Triton's language: a branch on a constexpr is decided when compiling, and tuples grow as they are unrolled,
+# which no type checker follows in reasonable time; the file is left out of pyright (pyproject.toml).
 # ruff: noqa: E501, PLR0912, PLR0915, RUF005, RUF059, SIM102, SIM108
 
 import triton
@@ -317,7 +317,7 @@ def forward_kernel(
     ALIGN: tl.constexpr,
     EVEN: tl.constexpr,
     FULL: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Walk a unit with the state in registers, the loads of the next STEPS steps under way during the present ones."""
     PER_WORD: tl.constexpr = 1 if WORDS == 0 else 2
     program = tl.program_id(0).to(tl.int64)
@@ -431,7 +431,7 @@ def local_kernel(
     ADJOINT: tl.constexpr,
     EVEN: tl.constexpr,
     FULL: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Run one unit from zero: its end state and the product of its decays.
 
     Forwards x is x and W is B. ADJOINT walks the unit from its last step, x is the gradient of y and W is C. The unit
@@ -517,7 +517,7 @@ def local_kernel(
 @triton.jit(do_not_specialize=SIZES)
 def carry_kernel(
     ends, totals, initial, final, span_base, spans, size, ADJOINT: tl.constexpr, BLOCK: tl.constexpr, AHEAD: tl.constexpr
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Replace what every unit adds by the state that enters it, along one row; ADJOINT from the last unit."""
     program = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(size, BLOCK)
@@ -552,7 +552,7 @@ def carry_kernel(
 
 
 @triton.jit(do_not_specialize=SIZES)
-def sum_kernel(parts, out, base, size, BLOCK: tl.constexpr):
+def sum_kernel(parts, out, base, size, BLOCK: tl.constexpr) -> None:
     """Add a row's partial sums in their order."""
     program = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(size, BLOCK)
@@ -592,7 +592,7 @@ def backward_kernel(
     ALIGN: tl.constexpr,
     EVEN: tl.constexpr,
     FULL: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Differentiate a unit chunk by chunk, the last one first, with g[t] = C[t] * e[t] + a[t+1] * g[t+1] in registers.
 
     A chunk is walked twice: forwards from its saved state, leaving the state before every STEPS steps in `scratch`;
