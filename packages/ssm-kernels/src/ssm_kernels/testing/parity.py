@@ -14,15 +14,7 @@ def error_ratio(x: Tensor, truth: Tensor) -> float:
     return ((x.double() - truth).square().mean().sqrt() / truth.square().mean().sqrt().clamp_min(1e-300)).item()
 
 
-def assert_as_accurate(
-    name: str,
-    kernel: Tensor,
-    eager: Tensor,
-    truth: Tensor,
-    slack: float = 1.5,
-    *,
-    dtype: torch.dtype | None = None,
-) -> None:
+def assert_as_accurate(name: str, kernel: Tensor, eager: Tensor, truth: Tensor, slack: float = 1.5) -> None:
     """Fail unless the kernel is at most `slack` times as far from the truth as eager PyTorch, plus one rounding.
 
     Args:
@@ -31,8 +23,6 @@ def assert_as_accurate(
         eager: The same computation by plain PyTorch in the same dtype, same shape and dtype as `kernel`.
         truth: The same computation in float64 on the same (already rounded) inputs.
         slack: Allowed ratio of the two errors.
-        dtype: Of the call, if its results are of another: states and parameter gradients of a half-precision call are
-            float32, yet nobody expects more of them than of the call. The rounding that is allowed is this dtype's.
 
     Raises:
         AssertionError: The dtype or shape differs, a value is not finite, or the error is too large.
@@ -41,5 +31,5 @@ def assert_as_accurate(
     assert kernel.shape == eager.shape, f"{name}: shape {tuple(kernel.shape)}, eager {tuple(eager.shape)}"
     assert torch.isfinite(kernel).all(), f"{name}: the kernel returned NaN or inf"
     ours, theirs = error_ratio(kernel, truth), error_ratio(eager, truth)
-    rounding = torch.finfo(dtype or kernel.dtype).eps
+    rounding = torch.finfo(kernel.dtype).eps
     assert ours <= slack * theirs + rounding, f"{name}: error ratio {ours:.2e}, eager {theirs:.2e}"

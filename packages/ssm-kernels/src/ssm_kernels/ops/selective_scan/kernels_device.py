@@ -19,7 +19,6 @@ import triton.language as tl
 
 LARGEST = tl.constexpr(3.4028234663852886e38)
 LOG2_E = tl.constexpr(1.4426950408889634)
-LN_2 = tl.constexpr(0.6931471805599453)
 
 # not specialised on: a new value compiles nothing, and nobody may conclude how states are aligned
 SIZES = ["first_program", "length", "slots", "span", "spans", "height", "line", "batches", "width", "A_rows", "D_rows"]
@@ -63,17 +62,25 @@ def _exponent(x, PRECISE: tl.constexpr):
 def _softplus(x, PRECISE: tl.constexpr):
     """Return log(1 + exp(x)), relatively accurate in both tails: a step of 1e-6 is not 0.
 
-    PRECISE takes log1p as a series in s = e / (2 + e), where s is at most 1/3.
+    log1p is a series in s = e / (2 + e), where s is at most 1/3; PRECISE divides to the last bit.
     """
     e = _power(_exponent(-tl.abs(x), PRECISE), PRECISE)
+    s = tl.div_rn(e, 2.0 + e) if PRECISE else e / (2.0 + e)
+    q = s * s
+    series = 1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * (1 / 11 + q * (1 / 13 + q * (1 / 15))))))
+    return tl.maximum(x, 0.0) + 2.0 * (s + s * q * series)
+
+
+@triton.jit
+def _add(total, lost, value, PRECISE: tl.constexpr):
+    """Add to a long sum; PRECISE carries what rounding lost along (Kahan 1965), since the sum is a sequential one."""
     if PRECISE:
-        s = tl.div_rn(e, 2.0 + e)
-        q = s * s
-        series = 1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * (1 / 11 + q * (1 / 13 + q * (1 / 15))))))
-        rest = 2.0 * (s + s * q * series)
+        value -= lost
+        new = total + value
+        lost = (new - total) - value
     else:
-        rest = tl.where(e < 0.03, e * (1.0 - e * (0.5 - e * (1 / 3))), tl.log2(1.0 + e) * LN_2)
-    return tl.maximum(x, 0.0) + rest
+        new = total + value
+    return new, lost
 
 
 @triton.jit
@@ -645,6 +652,8 @@ def backward_kernel(
     bias = _row_vector(dt_bias, (row % DIRS) * channels, d, here_d, BLOCK_D)
     sum_D = tl.zeros([BLOCK_D], tl.float32)
     sum_bias = tl.zeros([BLOCK_D], tl.float32)
+    lost_D = tl.zeros([BLOCK_D], tl.float32)
+    lost_bias = tl.zeros([BLOCK_D], tl.float32)
     which = tl.arange(0, ROWS)
     part = unit
     if steps == 0:
@@ -801,8 +810,8 @@ def backward_kernel(
                 if SOFTPLUS:
                     grad_delta *= _sigmoid(dts[j].to(tl.float32) + bias, PRECISE)
                 grad_delta = tl.where(alive, grad_delta, 0.0)
-                sum_bias += grad_delta
-                sum_D += es[j] * value
+                sum_bias, lost_bias = _add(sum_bias, lost_bias, grad_delta, PRECISE)
+                sum_D, lost_D = _add(sum_D, lost_D, es[j] * value, PRECISE)
                 grad_value = grad_us[j] * deltas[j] + es[j] * skip
                 at = places[j] * channels
                 tl.store(grad_dt + at * DIRS, grad_delta.to(grad_dt.dtype.element_ty), mask=alive)
@@ -823,6 +832,8 @@ def backward_kernel(
                 tl.store(part_bias + part * channels + d, sum_bias, mask=here_d)
             sum_D = tl.zeros([BLOCK_D], tl.float32)
             sum_bias = tl.zeros([BLOCK_D], tl.float32)
+            lost_D = tl.zeros([BLOCK_D], tl.float32)
+            lost_bias = tl.zeros([BLOCK_D], tl.float32)
     if not PRECISE:
         if D is not None:
             tl.store(part_D + part * channels + d, sum_D, mask=here_d)
