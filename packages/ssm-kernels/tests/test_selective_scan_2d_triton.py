@@ -174,10 +174,10 @@ def test_repeats_bit_by_bit_on_a_gpu():
 @gpu
 def test_no_compilation_for_a_new_size():
     """Batch, height and width are not specialised on, not even where they are 1 or divide by 16."""
-    from ssm_kernels.ops.selective_scan import kernels_device
+    from ssm_kernels.ops.selective_scan import kernels as shared
 
     names = ("forward_kernel", "local_kernel", "carry_kernel", "backward_kernel")
-    compiled = [getattr(kernels_device, name) for name in names]
+    compiled = [getattr(shared, name) for name in names]
 
     def count():
         return sum(len(cache) for kernel in compiled for cache, *_ in kernel.device_caches.values())

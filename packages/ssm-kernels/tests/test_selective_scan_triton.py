@@ -54,7 +54,7 @@ SHORT = {  # batch, length, channels, state; groups
     "blocks of four steps and a rest": ((2, 11, 13, 3), None),
     "groups": ((1, 9, 14, 2), 2),
     "one step": ((3, 1, 8, 4), None),
-    "one channel": ((2, 9, 1, 3), None),
+    "one channel": ((4, 21, 1, 3), None),
     "two blocks of channels": ((1, 8, 17, 2), None),
 }
 REAL = {

@@ -12,300 +12,18 @@ that results repeat exactly. See docs/selective_scan.md.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from .kernels_device import backward_kernel, carry_kernel, forward_kernel, local_kernel, sum_kernel
+from .kernels_device import carry_kernel, forward_kernel, local_kernel, sum_kernel
+from .kernels_device_backward import backward_kernel
+from .kernels_plan import FUSION, LANES, STEPS, Scan, cdiv, partial_dtype, prepare, transposed, unit_stride
 
-ENOUGH_PROGRAMS = 1024  # from here on rows alone fill a GPU; with fewer, long rows are cut into spans
-SHORT_ROW = 4  # chunks; shorter rows gain nothing from being cut
-WANTED_PROGRAMS = 1584  # of a scan that is cut: 12 per processor of an H100, as many as registers allow
-WANTED_SHORT_PROGRAMS = 4224  # where the states are small and a program needs few registers
-LANES = 32  # channels per program: one per thread of a warp
-STATE_PER_WARP = 1024  # numbers of a state that one warp holds
 FLAT_BLOCK = 512  # numbers per program where the state is just a vector
 SCRATCH_BYTES = 52 * 2**20  # of the programs of the backward that run at a time: 12 per processor of an H100
 AHEAD = 8  # units whose states the carry loads at once
-STEPS = 4  # loaded ahead of their use
 BACKWARD_STATES = 8  # n at a time in the backward
-FUSION = {"enable_fp_fusion": True}  # Triton's default until 3.9, which asks to say so
-UNPIPELINED = {"num_stages": 1}  # the kernels load ahead by themselves
-
-
-@dataclass(frozen=True)
-class Scan:
-    """One call: canonical inputs and how its rows are cut. A is (rows, N, D), states (.., N, D), contiguous float32.
-
-    In two dimensions x is (B, H * W, D), dt (B, H * W, K, D), and B and C (B, H * W, K, N): a row is one direction of
-    an image.
-    """
-
-    x: Tensor
-    dt: Tensor
-    A: Tensor
-    B: Tensor  # (B, L, G, words) or (B, L, K, words)
-    C: Tensor
-    D: Tensor | None
-    z: Tensor | None
-    dt_bias: Tensor | None
-    initial: Tensor | None
-    cu_seqlens: Tensor | None
-    slot_base: Tensor | None
-    span_base: Tensor | None
-    span_row: Tensor | None
-    words: int  # 1 and 2: two bfloat16 or float16 numbers in an int32
-    align: int  # words that the strides of B and C are multiples of
-    rows: int
-    slots: int
-    span: int  # chunks per unit, 0: a unit is a row
-    chunk: int
-    codes: tuple[int, ...] | None  # of the directions in two dimensions
-    height: int
-    line: int
-    dt_softplus: bool
-    reverse: bool
-    scale: float
-
-    @property
-    def directions(self) -> int:
-        """K, 1 in one dimension."""
-        return 1 if self.codes is None else len(self.codes)
-
-    @property
-    def groups(self) -> int:
-        """G."""
-        return self.B.shape[2] if self.codes is None else 1
-
-    @property
-    def width(self) -> int:
-        """Channels per group."""
-        return self.x.shape[2] // self.groups
-
-    @property
-    def spans(self) -> int:
-        """Units per row that is not packed."""
-        return _cdiv(self.slots, self.span) if self.span else 1
-
-    @property
-    def units(self) -> int:
-        """Programs per block of channels; for packed rows the most there can be."""
-        return self.rows * self.spans if self.span_row is None else self.span_row.shape[0]
-
-    @property
-    def total_slots(self) -> int:
-        """Chunks of all rows; for packed rows the most there can be."""
-        return self.rows * self.slots if self.cu_seqlens is None else self.x.shape[1] // self.chunk + self.rows
-
-    @property
-    def precise(self) -> bool:
-        """Whether single precision is wanted to its last bits."""
-        return self.x.dtype == torch.float32
-
-    @cached_property
-    def block(self) -> tuple[int, int]:
-        """Return the padded N and the warps of a program."""
-        padded = _power_of_two(self.A.shape[1])
-        return padded, max(1, LANES * padded // STATE_PER_WARP)
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of channels per group."""
-        return _cdiv(self.width, LANES)
-
-    def buffer(self, rows: int) -> Tensor:
-        """Room for states (rows, N, D)."""
-        return self.x.new_empty(rows, *self.A.shape[1:], dtype=torch.float32)
-
-    def common(self, gated: bool = True) -> dict[str, object]:
-        """Return the arguments that every kernel over time takes under the same name, without the gate if asked to."""
-        z, dt = self.z if gated else None, self.dt
-        padded, warps = self.block
-        return {
-            "dt": dt,
-            "A": self.A,
-            "z": z,
-            "dt_bias": self.dt_bias,
-            "cu_seqlens": self.cu_seqlens,
-            "slot_base": self.slot_base,
-            "span_base": self.span_base,
-            "span_row": self.span_row,
-            "length": self.x.shape[1],
-            "slots": self.slots,
-            "span": self.span,
-            "spans": self.spans,
-            "height": self.height,
-            "line": self.line,
-            "groups": self.groups,
-            "width": self.width,
-            "A_rows": self.A.shape[0],
-            "scale": self.scale,
-            "dt_b": dt.stride(0),
-            "dt_k": 0 if self.codes is None else dt.stride(2),
-            "dt_t": dt.stride(1),
-            "z_b": 0 if z is None else z.stride(0),
-            "z_t": 0 if z is None else z.stride(1),
-            "N": self.A.shape[1],
-            "CHUNK": self.chunk,
-            "PARALLEL": self.span > 0,
-            "STEPS": min(STEPS, self.chunk),
-            "BLOCK_D": LANES,
-            "BLOCK_N": padded,
-            "WORDS": self.words,
-            "SOFTPLUS": self.dt_softplus,
-            "PRECISE": self.precise,
-            "REVERSE": self.reverse,
-            "CODES": 0 if self.codes is None else sum(code << (2 * k) for k, code in enumerate(self.codes)),
-            "DIRS": self.directions,
-            "PLANE": self.codes is not None,
-            "WIDE": self.wide(),
-            "ALIGN": self.align,
-            "EVEN": self.width % LANES == 0,
-            "FULL": padded == self.A.shape[1],
-            "num_warps": warps,
-            **FUSION,
-            **UNPIPELINED,
-        }
-
-    def wide(self) -> bool:
-        """Whether offsets inside a row need 64 bits."""
-        strides = [t.stride(1) for t in (self.x, self.dt, self.B, self.C, self.z) if t is not None]
-        strides += [self.x.shape[2] * self.directions, 2 * self.A.shape[1] * self.groups * self.directions]
-        return self.x.shape[1] * max(strides) >= 2**31
-
-    def weights(self, name: str, t: Tensor) -> dict[str, object]:
-        """Return B or C (or W in its place) with its strides in multiples of `align`."""
-        b, length, g = (stride // self.align for stride in t.stride()[:3])
-        return {name: t, f"{name}_b": b, f"{name}_t": length, f"{name}_g": g}
-
-    def skip(self) -> dict[str, object]:
-        """Return D with its rows."""
-        return {"D": self.D, "D_rows": 1 if self.D is None else self.D.shape[0], "batches": self.x.shape[0]}
-
-
-def prepare(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    dt_bias: Tensor | None,
-    initial_state: Tensor | None,
-    cu_seqlens: Tensor | None,
-    dt_softplus: bool,
-    reverse: bool,
-    *,
-    chunk: int,
-    span: int | None = None,
-    scale: float = 1.0,
-    codes: tuple[int, ...] | None = None,
-    height: int = 0,
-    line: int = 0,
-) -> Scan:
-    """Bring the arguments into the kernels' form and choose the way through the rows.
-
-    Args:
-        x: And the following, as in `selective_scan`; in two dimensions as `Scan` has them.
-        dt: Time steps.
-        A: Rates.
-        B: Input weights.
-        C: Output weights.
-        D: Weight of x in y.
-        z: Gate.
-        dt_bias: Bias of dt.
-        initial_state: States before the first steps.
-        cu_seqlens: Bounds of packed sequences.
-        dt_softplus: Whether dt goes through softplus.
-        reverse: Whether the scan runs from the last step.
-        chunk: Steps per chunk, a power of two.
-        span: Chunks of a row per program, 0 for whole rows; None decides by size.
-        scale: Factor of y.
-        codes: Of the directions of an image: 0 along rows, 1 down columns, 2 and 3 the same reversed.
-        height: Of the image.
-        line: Its width.
-    """
-    batch, length, channels = x.shape
-    if B.dim() == 3:
-        B, C = B[:, :, None], C[:, :, None]
-    state = A.shape[-1]
-    B, C, words, align = _words(B, C)
-    rows, slots = batch * (1 if codes is None else len(codes)), _cdiv(length, chunk)
-    if cu_seqlens is not None:
-        cu_seqlens = cu_seqlens.long().contiguous()
-        rows = cu_seqlens.shape[0] - 1
-    groups = 1 if codes is not None else B.shape[2]
-    if span is None:
-        span = _span(rows, groups, channels, state, length if cu_seqlens is None else length // rows, chunk)
-    slot_base = span_base = span_row = None
-    if cu_seqlens is not None:
-        slots_of = (cu_seqlens.diff() + (chunk - 1)) // chunk
-        slot_base = torch.nn.functional.pad(slots_of, (1, 0)).cumsum(0)
-        if span:
-            span_base = torch.nn.functional.pad((slots_of + (span - 1)) // span, (1, 0)).cumsum(0)
-            every = torch.arange(length // (chunk * span) + rows, device=x.device)
-            span_row = torch.searchsorted(span_base[1:], every, right=True).clamp_(max=rows - 1)
-    return Scan(
-        x=_unit_stride(x),
-        dt=_unit_stride(dt),
-        A=_transposed(A if A.dim() == 3 else A[None]),
-        B=B,
-        C=C,
-        D=None if D is None else _parameter(D if D.dim() == 2 else D[None]),
-        z=None if z is None else _unit_stride(z),
-        dt_bias=None if dt_bias is None else _parameter(dt_bias),
-        initial=None if initial_state is None else _transposed(initial_state),
-        cu_seqlens=cu_seqlens,
-        slot_base=slot_base,
-        span_base=span_base,
-        span_row=span_row,
-        words=words,
-        align=align,
-        rows=rows,
-        slots=slots,
-        span=span,
-        chunk=chunk,
-        codes=codes,
-        height=height,
-        line=line,
-        dt_softplus=dt_softplus,
-        reverse=reverse,
-        scale=scale,
-    )
-
-
-def _span(rows: int, groups: int, channels: int, state: int, length: int, chunk: int) -> int:
-    """Return the chunks per unit, 0 for whole rows."""
-    programs = rows * groups * _cdiv(channels // groups, LANES)
-    slots = _cdiv(length, chunk)
-    if slots <= SHORT_ROW or programs >= ENOUGH_PROGRAMS:
-        return 0
-    wanted = WANTED_SHORT_PROGRAMS if state <= 4 else WANTED_PROGRAMS
-    return _cdiv(slots, max(2, wanted // programs))
-
-
-def _words(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, int, int]:
-    """Pack two half-precision numbers into a word, so that a thread unpacks a pair by a shift and a mask."""
-    if B.dtype != C.dtype:
-        B, C = B.float(), C.float()
-    words = 0
-    if B.dtype in (torch.bfloat16, torch.float16) and B.shape[-1] % 2 == 0:
-        words = 1 if B.dtype == torch.bfloat16 else 2
-        B, C = (t if _packs(t) else t.contiguous() for t in (B, C))
-        B, C = B.view(torch.int32), C.view(torch.int32)
-    else:
-        B, C = _unit_stride(B), _unit_stride(C)
-    strides = [*B.stride()[:3], *C.stride()[:3]]
-    align = next(a for a in (4, 2, 1) if all(stride % a == 0 for stride in strides))
-    return B, C, words, align
-
-
-def _packs(t: Tensor) -> bool:
-    """Whether pairs along the last axis lie in whole words."""
-    return t.stride(-1) == 1 and t.data_ptr() % 4 == 0 and all(stride % 2 == 0 for stride in t.stride()[:-1])
 
 
 def forward(
@@ -404,7 +122,7 @@ def _launch_local(
         **scan.weights("W", weights),
     )
     size = final[0].numel()
-    carry_kernel[(scan.rows * _cdiv(size, FLAT_BLOCK),)](
+    carry_kernel[(scan.rows * cdiv(size, FLAT_BLOCK),)](
         ends, totals, initial, final, scan.span_base, scan.spans, size, ADJOINT=adjoint, BLOCK=FLAT_BLOCK,
         AHEAD=AHEAD, **FUSION,
     )  # fmt: skip
@@ -470,8 +188,8 @@ def launch_backward(
         added: (B, L, D) float32, joins the gradient of z.
     """
     x, (batch, length, channels), state = scan.x, scan.x.shape, scan.A.shape[1]
-    grad_y = _unit_stride(grad_y)
-    grad_final = None if grad_final is None else _transposed(grad_final)
+    grad_y = unit_stride(grad_y)
+    grad_final = None if grad_final is None else transposed(grad_final)
     adjoints, grad_initial = scan.buffer(scan.units), scan.buffer(scan.rows)
     parts = scan.total_slots if scan.precise else scan.units
     part_A = scan.buffer(parts)
@@ -530,21 +248,6 @@ def launch_backward(
     return summed, grad_dt, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias, grad_initial.mT
 
 
-def _cdiv(a: int, b: int) -> int:
-    """Divide and round up; Triton's own takes ten times as long, which many small launches would feel."""
-    return -(-a // b)
-
-
-def _power_of_two(n: int) -> int:
-    """Return the least power of two from n on."""
-    return 1 << (n - 1).bit_length()
-
-
-def partial_dtype(x: Tensor) -> torch.dtype:
-    """Return what the results of single directions are kept in until they are added."""
-    return torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
-
-
 def _sum_units(scan: Scan, parts: Tensor, kinds: int) -> Tensor:
     """Add partial sums (units or chunks, ...) that share a parameter; `kinds` is how many parameters there are."""
     if kinds == 1:
@@ -556,22 +259,8 @@ def _sum_units(scan: Scan, parts: Tensor, kinds: int) -> Tensor:
         return parts
     out = parts.new_empty(scan.rows, *parts.shape[1:])
     size = out[0].numel()
-    sum_kernel[(scan.rows * _cdiv(size, FLAT_BLOCK),)](parts, out, base, size, BLOCK=FLAT_BLOCK, **FUSION)
+    sum_kernel[(scan.rows * cdiv(size, FLAT_BLOCK),)](parts, out, base, size, BLOCK=FLAT_BLOCK, **FUSION)
     return out
-
-
-def _unit_stride(x: Tensor) -> Tensor:
-    """Copy only what the kernels cannot address: a last axis whose elements are not next to one another."""
-    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
-
-
-def _parameter(x: Tensor) -> Tensor:
-    return x.to(torch.float32).contiguous()
-
-
-def _transposed(x: Tensor) -> Tensor:
-    """Return (rows, D, N) as (rows, N, D)."""
-    return x.mT.to(torch.float32).contiguous()
 
 
 def _on_device(x: Tensor) -> AbstractContextManager[None] | torch.cuda.device:

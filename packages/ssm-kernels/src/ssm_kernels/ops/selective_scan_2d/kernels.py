@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..selective_scan.kernels import Scan, launch_backward, launch_forward, like, partial_dtype, prepare
+from ..selective_scan.kernels import launch_backward, launch_forward, like
+from ..selective_scan.kernels_plan import Scan, partial_dtype, prepare
 
 
 def _pixels(t: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..selective_scan.kernels import Scan, launch_backward, launch_forward, like, prepare
+from ..selective_scan.kernels import launch_backward, launch_forward, like
+from ..selective_scan.kernels_plan import Scan, prepare
 
 Direction = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 
