@@ -1,4 +1,4 @@
-"""A call of the selective scans in the form that the kernels take, and how its rows are cut (docs/selective_scan.md)."""
+"""A call of the selective scans in the form that the kernels take, and the way its rows are cut."""
 
 from __future__ import annotations
 
