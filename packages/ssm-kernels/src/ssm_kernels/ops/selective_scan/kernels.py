@@ -194,12 +194,12 @@ def launch_backward(
     parts = scan.total_slots if scan.precise else scan.units
     part_A = scan.buffer(parts)
     shape = (scan.blocks, batch, length, scan.groups * scan.directions, state, 2)
-    part_BC = x.new_empty(shape, dtype=partial_dtype(x))
+    part_BC = x.new_empty(shape, dtype=partial_dtype(torch.bfloat16 if scan.words == 1 else scan.B.dtype))
     part_D, part_bias = (x.new_empty(parts, channels, dtype=torch.float32) for _ in range(2))
     if scan.precise and scan.cu_seqlens is not None:  # there may be fewer chunks than there could be
         part_A, part_D, part_bias = part_A.zero_(), part_D.zero_(), part_bias.zero_()
     kinds = (scan.directions, *x.shape)
-    grad_x = x.new_empty(kinds, dtype=x.dtype if scan.codes is None else partial_dtype(x))
+    grad_x = x.new_empty(kinds, dtype=x.dtype if scan.codes is None else partial_dtype(x.dtype))
     grad_dt = torch.empty(scan.dt.shape, dtype=scan.dt.dtype, device=x.device)
     steps = min(STEPS, scan.chunk)
     items = scan.units * scan.groups * scan.blocks

@@ -302,9 +302,9 @@ def power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def partial_dtype(x: Tensor) -> torch.dtype:
-    """Return what the results of single directions are kept in until they are added."""
-    return torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
+def partial_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return what partial results are kept in until they are added to a result of `dtype`."""
+    return torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
 
 
 def unit_stride(x: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def forward(
         span: Chunks per program, 0 for whole rows; None decides by size.
     """
     scan = _prepare((x, dt, A, B, C, D, dt_bias), dt_softplus, codes, chunk, span)
-    kind = x.dtype if len(codes) == 1 else partial_dtype(x)
+    kind = x.dtype if len(codes) == 1 else partial_dtype(x.dtype)
     parts = torch.empty((len(codes), *x.shape), dtype=kind, device=x.device)
     _, saved = launch_forward(scan, save_states=save_states, out=parts)
     y = parts[0] if len(codes) == 1 else torch.sum(parts, 0, dtype=torch.float32).to(x.dtype)
@@ -93,7 +93,7 @@ def backward(
     inputs = (x, dt, A, B, C, D, dt_bias)
     scan = _prepare(inputs, dt_softplus, codes, chunk, span)
     if chunk_states.shape[0] == 0:  # the forward was told that nobody would ask
-        parts = torch.empty((len(codes), *x.shape), dtype=partial_dtype(x), device=x.device)
+        parts = torch.empty((len(codes), *x.shape), dtype=partial_dtype(x.dtype), device=x.device)
         chunk_states = launch_forward(scan, save_states=True, out=parts)[1]
     grads = launch_backward(scan, chunk_states, _pixels(grad_y), None, grad_z=x.new_empty(0))
     grad_x, grad_dt, grad_A, grad_B, grad_C, grad_D, _, grad_bias, _ = grads
