@@ -1,0 +1,164 @@
+"""The operator's contract: schemas, fake kernels, and which implementation runs. Imports torch only.
+
+Both operators return plain tensors: what a caller did not pass comes back as an empty tensor in its place. The states
+before every chunk are for the Triton backward alone; the PyTorch one makes its own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..checks import refuse
+from ..dispatch import use_triton
+from . import torch_impl
+
+_INPUTS = (
+    "Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor? D, Tensor? z, Tensor? dt_bias, "
+    "Tensor? initial_state, Tensor? cu_seqlens"
+)
+torch.library.define(
+    "ssm_kernels::ssd",
+    f"({_INPUTS}, bool dt_softplus, bool reverse, int chunk, bool save_states, str impl) -> (Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+torch.library.define(
+    "ssm_kernels::ssd_backward",
+    f"({_INPUTS}, Tensor chunk_states, Tensor? grad_y, Tensor? grad_final, bool dt_softplus, bool reverse, int chunk, "
+    "str impl) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+ssd_op = torch.ops.ssm_kernels.ssd.default
+ssd_backward_op = torch.ops.ssm_kernels.ssd_backward.default
+
+
+def check_bounds(cu_seqlens: Tensor, length: int) -> None:
+    """Refuse sequence bounds that do not cut [0, length] in order. Reads the values, so it never runs while tracing."""
+    if cu_seqlens.is_cuda and torch.cuda.is_current_stream_capturing():
+        return  # a read would end the capture; the run before it has read them
+    bounds = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != length or bounds != sorted(bounds):
+        shown = f"[{', '.join(map(str, bounds[:8]))}{', ...' if len(bounds) > 8 else ''}]"
+        remedy = "entry s is where sequence s begins in x"
+        refuse("ssd", "cu_seqlens", f"non-decreasing from 0 to L={length}", shown, remedy)
+
+
+def saved_dtype(x: Tensor, B: Tensor, C: Tensor) -> torch.dtype:
+    """Return what chunk states are kept in: the products they enter are made in it."""
+    return torch.bfloat16 if all(t.dtype == torch.bfloat16 for t in (x, B, C)) else torch.float32
+
+
+@torch.library.impl("ssm_kernels::ssd", "CompositeExplicitAutograd")
+def _forward(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    dt_softplus: bool,
+    reverse: bool,
+    chunk: int,
+    save_states: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if cu_seqlens is not None:
+        check_bounds(cu_seqlens, x.shape[1])
+    args = (x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, dt_softplus, reverse)
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        if use_triton(impl, x):
+            from . import kernels  # on the first launch, not on import
+
+            return kernels.forward(*args, save_states=save_states, kept=saved_dtype(x, B, C), chunk=chunk)
+        y, final = torch_impl.forward(*args, chunk=chunk)
+        return y, final, x.new_empty((0, *final.shape[1:]), dtype=saved_dtype(x, B, C))
+
+
+@torch.library.impl("ssm_kernels::ssd_backward", "CompositeExplicitAutograd")
+def _backward(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    chunk_states: Tensor,
+    grad_y: Tensor | None,
+    grad_final: Tensor | None,
+    dt_softplus: bool,
+    reverse: bool,
+    chunk: int,
+    impl: str,
+) -> tuple[Tensor, ...]:
+    args = (x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, dt_softplus, reverse)
+    grad_y = torch.zeros_like(x) if grad_y is None else grad_y
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        if use_triton(impl, x):
+            from . import kernels
+
+            kept = saved_dtype(x, B, C)
+            return kernels.backward(*args, chunk_states, grad_y, grad_final, kept=kept, chunk=chunk)
+        return torch_impl.backward(*args, grad_y, grad_final, chunk=chunk)
+
+
+@torch.library.register_fake("ssm_kernels::ssd")
+def _forward_fake(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    dt_softplus: bool,
+    reverse: bool,
+    chunk: int,
+    save_states: bool,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+    batch, length, heads, width = x.shape
+    rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    slots = batch * ((length + chunk - 1) // chunk) if cu_seqlens is None else length // chunk + rows
+    saved = slots if save_states and use_triton(impl, x) else 0
+    tail = (heads, width, B.shape[-1])
+    return (
+        x.new_empty(x.shape),
+        x.new_empty((rows, *tail), dtype=kind),
+        x.new_empty((saved, *tail), dtype=saved_dtype(x, B, C)),
+    )
+
+
+@torch.library.register_fake("ssm_kernels::ssd_backward")
+def _backward_fake(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    chunk_states: Tensor,
+    grad_y: Tensor | None,
+    grad_final: Tensor | None,
+    dt_softplus: bool,
+    reverse: bool,
+    chunk: int,
+    impl: str,
+) -> tuple[Tensor, ...]:
+    inputs = (x, dt, A, B, C, D, z, dt_bias, initial_state)
+    return tuple(x.new_empty(0) if t is None else t.new_empty(t.shape) for t in inputs)
