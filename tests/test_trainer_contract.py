@@ -70,6 +70,18 @@ def load_hybrid_sr(folder: Path) -> Any:
     return HybridSR.from_pretrained(folder)
 
 
+def load_muse_tokenizer(folder: Path) -> Any:
+    from muse_mamba.tokenizer import VQTokenizer
+
+    return VQTokenizer.from_pretrained(folder)
+
+
+def load_mamba_diffusion(folder: Path) -> Any:
+    from mamba_diffusion.model import SparseField
+
+    return SparseField.from_pretrained(folder)
+
+
 TRAINERS = {
     "hybrid-sr": Trainer(
         module="hybrid_sr.train",
@@ -81,6 +93,29 @@ TRAINERS = {
         make_data=photos,
         spoil=broken_photo,
         load=load_hybrid_sr,
+    ),
+    "muse-mamba-tokenizer": Trainer(
+        module="muse_mamba.tokenizer.train",
+        arguments=(
+            *("tiny", "--size", "16", "--repeats", "4", "--validation", "none", "--workers", "0", "--lr", "0.02"),
+            *("--discriminator_layers", "2", "--adversarial_start", "4", "--adversarial_warmup", "2"),
+            *("--global_batch", "2", "--micro_batch", "2", "--warmup", "1", "--ema", "0.9"),
+            *("--steps", str(STEPS), "--log_every", "1", "--save_every", "2", "--sample_every", "8"),
+        ),
+        make_data=photos,
+        spoil=broken_photo,
+        load=load_muse_tokenizer,
+    ),
+    "mamba-diffusion": Trainer(
+        module="mamba_diffusion.train",
+        arguments=(
+            *("tiny-v2", "--model.standardise", "false", "--validation", "none", "--workers", "0", "--lr", "0.02"),
+            *("--global_batch", "2", "--micro_batch", "2", "--warmup", "1", "--ema", "0.9"),
+            *("--steps", str(STEPS), "--log_every", "1", "--save_every", "2", "--sample_every", "8"),
+        ),
+        make_data=photos,
+        spoil=broken_photo,
+        load=load_mamba_diffusion,
     ),
 }
 
