@@ -1,0 +1,261 @@
+"""The network of `ours`: sensors and anchors along a Hilbert curve, latents, and queries decoded one by one.
+
+Anchors are noisy queries that everything else sees; with at most `anchors` of them, and every query looking at the
+latents and at a fixed number of neighbours, the cost grows linearly with the queries, which can be decoded in chunks.
+B fields, Ni sensors, A anchors, Nq queries, K neighbours, C channels, d axes.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from ssm_kernels.nn import BidirectionalMamba
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .condition import Condition
+from .config import ModelConfig
+from .curve import take
+from .frontend import Attention, Fourier, time_features, time_mlp
+from .kriging import offsets, pick
+
+TIME_SCALE = 1000.0
+GRID = 32.0  # offsets are measured in steps of such a grid
+SOFT = 4.0  # features beyond this many units are compressed
+
+
+class Modulated(nn.Module):
+    """Norm, scale and shift by time, a sub-layer, and its gate by time: x + gate * layer(scale * norm(x) + shift).
+
+    The projection of time is shared by all sub-layers of a network; each adds its own table to it.
+
+    Source: Peebles and Xie 2023, arXiv:2212.09748 (AdaLN); Chen et al. 2024, arXiv:2310.00426 (one shared projection).
+    """
+
+    def __init__(self, width: int, layer: nn.Module) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.layer = layer
+        self.table = nn.Parameter(torch.zeros(3, width))
+        with torch.no_grad():
+            self.table[2] = 1
+
+    def forward(self, x: Tensor, time: Tensor, *more: Tensor) -> Tensor:
+        """Map (B, N, width), with time (B, 3, width), to (B, N, width); `more` goes to the layer."""
+        scale, shift, gate = (self.table + time)[:, :, None].unbind(1)
+        return x + gate * self.layer(self.norm(x) * (1 + scale) + shift, *more)
+
+
+def _mlp(width: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * width, width), nn.Dropout(dropout)
+    )
+
+
+class NeighbourAttention(nn.Module):
+    """Attention from every query to its own few neighbours, whose keys and values know how they lie to it."""
+
+    def __init__(self, width: int, heads: int, features: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.content = nn.Linear(width, 2 * width)
+        self.relation = nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, 2 * width))
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, context: Tensor, index: Tensor, relation: Tensor) -> Tensor:
+        """Attend from (B, Nq, width) to rows `index` (B, Nq, K) of context (B, M, width); relation (B, Nq, K, f)."""
+        k, v = (pick(self.content(context), index) + self.relation(relation)).chunk(2, -1)
+        k, v = k.unflatten(-1, (self.heads, -1)), v.unflatten(-1, (self.heads, -1))
+        q = self.query(x).unflatten(-1, (self.heads, -1))
+        scores = (q[:, :, None] * k).sum(-1) * q.shape[-1] ** -0.5
+        y = (scores.softmax(2)[..., None].to(v.dtype) * v).sum(2)
+        return self.out(y.flatten(-2))
+
+
+class ContextLayer(nn.Module):
+    """Both scans over the curve, then a feed-forward part."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.scan = Modulated(width, BidirectionalMamba(width, d_state=config.d_state))
+        self.mlp = Modulated(width, _mlp(width, config.dropout))
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """(B, M, width) to (B, M, width)."""
+        return self.mlp(self.scan(x, time), time)
+
+
+class Latents(nn.Module):
+    """A fixed number of tokens that read the whole context."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.start = nn.Parameter(torch.randn(config.latents, width) * 0.5)
+        self.read = Modulated(width, Attention(width, config.heads))
+        self.mix_norm = nn.LayerNorm(width)
+        self.mix = Attention(width, config.heads)
+        self.mlp = Modulated(width, _mlp(width, config.dropout))
+
+    def forward(self, context: Tensor, time: Tensor) -> Tensor:
+        """(B, M, width) to (B, latents, width)."""
+        x = self.read(self.start.expand(context.shape[0], -1, -1), time, context)
+        normed = self.mix_norm(x)
+        return self.mlp(x + self.mix(normed, normed), time)
+
+
+class DecoderLayer(nn.Module):
+    """A query looks at its neighbours, at the latents, and thinks."""
+
+    def __init__(self, config: ModelConfig, features: int) -> None:
+        super().__init__()
+        width = config.width
+        self.near = Modulated(width, NeighbourAttention(width, config.heads, features))
+        self.far = Modulated(width, Attention(width, config.heads))
+        self.mlp = Modulated(width, _mlp(width, config.dropout))
+
+    def forward(
+        self, x: Tensor, time: Tensor, context: Tensor, latents: Tensor, index: Tensor, relation: Tensor
+    ) -> Tensor:
+        """(B, Nq, width) to (B, Nq, width)."""
+        x = self.near(x, time, context, index, relation)
+        return self.mlp(self.far(x, time, latents), time)
+
+
+class OursNetwork(nn.Module):
+    """Velocity of the flow in units of kriging's standard deviation.
+
+    Args:
+        config: What it is made of.
+
+    Attributes:
+        checkpointing: Recompute every layer in the backward pass.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, channels, dims = config.width, config.channels, config.dims
+        self.config, self.wraps = config, config.wraps
+        self.checkpointing = False
+        self.fourier = Fourier(config.fourier, dims, config.fourier_std, config.fourier_cap, config.wraps)
+        self.input_proj = nn.Linear(2 * config.fourier + 2 * channels, width)
+        self.query_proj = nn.Linear(2 * config.fourier + 3 * channels, width)
+        self.time_mlp = time_mlp(width - width % 2)
+        self.time_proj = nn.Linear(width - width % 2, 3 * width)
+        self.context_layers = nn.ModuleList(ContextLayer(config) for _ in range(config.layers))
+        self.context_norm = nn.LayerNorm(width)
+        self.latents = Latents(config)
+        features = dims + 2 + 2 * channels
+        self.decoder_layers = nn.ModuleList(DecoderLayer(config, features) for _ in range(config.iterations))
+        self.out_norm = nn.LayerNorm(width)
+        self.out = nn.Linear(width, channels)
+        for module in (self.out, self.time_proj):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def forward(self, noisy: Tensor, t: Tensor, given: Condition, chunk: int | None = None) -> Tensor:
+        """Return the velocity.
+
+        Args:
+            noisy: (B, Nq, C), z at time t.
+            t: (B,) in [0, 1].
+            given: From `SparseField.prepare`.
+            chunk: Queries decoded at once; None for all. The result does not depend on it.
+
+        Returns:
+            (B, Nq, C).
+        """
+        time = self.time_mlp(time_features(t, self.time_proj.in_features, TIME_SCALE))
+        time = self.time_proj(torch.nn.functional.silu(time)).unflatten(-1, (3, -1))
+        assert given.anchor is not None
+        anchors = take(noisy, given.anchor)
+        context = self._context(anchors, time, given)
+        latents = self.latents(context, time)
+        total = noisy.shape[1]
+        parts = []
+        for start in range(0, total, chunk or total):
+            stop = min(total, start + (chunk or total))
+            parts.append(
+                self._decode(noisy[:, start:stop], anchors, context, latents, time, given.queries(start, stop), given)
+            )
+        residual = torch.cat(parts, 1).to(noisy.dtype)
+        return skip(t)[:, None, None] * noisy + gain(t)[:, None, None] * residual
+
+    def _context(self, anchors: Tensor, time: Tensor, given: Condition) -> Tensor:
+        """Mix the tokens of sensors and anchors along the curve; return them sensors first, (B, Ni + A, width)."""
+        assert given.anchor is not None and given.context_order is not None
+        features = torch.cat([self._relative(given.input_values, given), _surprise(given)], -1)
+        sensors = self.input_proj(torch.cat([self.fourier(given.input_coords), squash(features)], -1))
+        tokens = torch.cat([sensors, self._query_tokens(anchors, given, given.anchor)], 1)
+        context = take(tokens, given.context_order)
+        for layer in self.context_layers:
+            context = self._run(layer, context, time)
+        back = torch.empty_like(context)
+        back.scatter_(1, given.context_order[..., None].expand_as(context), context)
+        return self.context_norm(back)
+
+    def _query_tokens(self, noisy: Tensor, given: Condition, index: Tensor | None = None) -> Tensor:
+        coords, base, spread = given.query_coords, given.base, given.spread
+        if index is not None:
+            coords, base, spread = take(coords, index), take(base, index), take(spread, index)
+        assert given.scale is not None
+        features = torch.cat([noisy, self._relative(base, given), (spread / given.scale).log()], -1)
+        return self.query_proj(torch.cat([self.fourier(coords), squash(features)], -1))
+
+    def _relative(self, values: Tensor, given: Condition) -> Tensor:
+        assert given.centre is not None and given.scale is not None
+        return (values - given.centre) / given.scale
+
+    def _decode(
+        self,
+        noisy: Tensor,
+        anchors: Tensor,
+        context: Tensor,
+        latents: Tensor,
+        time: Tensor,
+        part: Condition,
+        given: Condition,
+    ) -> Tensor:
+        assert given.anchor is not None and part.near is not None and part.near_anchor is not None
+        sensors = given.input_coords.shape[1]
+        index = torch.cat([part.near, part.near_anchor + sensors], 2)
+        seen = pick(given.input_values, part.near) - part.base[:, :, None]
+        values = torch.cat([seen / part.spread[:, :, None], pick(anchors, part.near_anchor)], 2)
+        is_anchor = torch.zeros_like(values[..., :1])
+        is_anchor[:, :, part.near.shape[2] :] = 1
+        places = torch.cat([given.input_coords, take(given.query_coords, given.anchor)], 1)
+        offset = GRID * offsets(pick(places, index), part.query_coords[:, :, None], self.wraps)
+        own = noisy[:, :, None].expand_as(values)
+        relation = squash(torch.cat([offset, offset.norm(dim=-1, keepdim=True), is_anchor, values, own], -1))
+        x = self._query_tokens(noisy, part)
+        for layer in self.decoder_layers:
+            x = self._run(layer, x, time, context, latents, index, relation)
+        return self.out(self.out_norm(x))
+
+    def _run(self, layer: nn.Module, *inputs: Tensor) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(layer, *inputs, use_reentrant=False))
+        return layer(*inputs)
+
+
+def squash(x: Tensor) -> Tensor:
+    """Keep moderate features as they are and large ones from growing: SOFT * asinh(x / SOFT)."""
+    return SOFT * torch.asinh(x / SOFT)
+
+
+def skip(t: Tensor) -> Tensor:
+    """Return the share of z that is velocity if z at t = 1 were a unit Gaussian without any structure."""
+    return (2 * t - 1) / (t * t + (1 - t) * (1 - t))
+
+
+def gain(t: Tensor) -> Tensor:
+    """Return the standard deviation of what is left of the velocity then."""
+    return (t * t + (1 - t) * (1 - t)).rsqrt()
+
+
+def _surprise(given: Condition) -> Tensor:
+    assert given.surprise is not None
+    return given.surprise

@@ -1,0 +1,138 @@
+"""What a training run consists of on one process, and how it is put together before the first step."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from .checkpoint import Progress, check_folder, check_space, open_folder, resume
+from .data import Crops, open_source
+from .guard import FiniteGuard
+from .model import SparseField
+from .recipes import TrainConfig
+from .validation import Shown, validation_fields
+from .weights import start_from
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One process's part of a run.
+
+    Attributes:
+        cfg: What decides it.
+        out: Its folder.
+        accelerator: Device, processes, precision, accumulation, state.
+        model: What is trained.
+        network: The same, wrapped for the processes and the precision.
+        average: Exponential moving average of its weights, which is validated and exported.
+        averaged: Parameters and buffers of `average`.
+        followed: Those of `network`, in the same order.
+        optimizer: Fused AdamW.
+        guard: Keeps steps that are not finite from being applied.
+        source: Where the fields come from.
+        shown: Validation fields; only the main process has them.
+        progress: How far it is.
+    """
+
+    cfg: TrainConfig
+    out: Path
+    accelerator: Accelerator
+    model: SparseField
+    network: nn.Module
+    average: AveragedModel
+    averaged: list[Tensor]
+    followed: list[Tensor]
+    optimizer: torch.optim.Optimizer
+    guard: FiniteGuard
+    source: Crops
+    shown: list[Shown]
+    progress: Progress
+
+    @property
+    def average_model(self) -> SparseField:
+        """The averaged model."""
+        return cast(SparseField, self.average.module)
+
+
+def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
+    """Build everything, check the folder and the disk, and load a checkpoint if the run is resumed.
+
+    Raises:
+        ValueError: The folder, the disk, the data or the number of processes does not fit.
+    """
+    accelerator = join_processes(cfg)
+    main = accelerator.is_main_process
+    if main:
+        check_folder(cfg, out, resume=resume_run)
+    source, fields, moments = open_source(cfg, verbose=main)
+    torch.manual_seed(cfg.seed)  # the same first weights on every process
+    plain = SparseField(cfg.model)
+    if cfg.model.standardise:
+        plain.mean.copy_(torch.from_numpy(moments.mean))
+        plain.std.copy_(torch.from_numpy(moments.std))
+    if cfg.init is not None and not resume_run:
+        taken, anew = start_from(plain, cfg.init)
+        if main:
+            print(f"init: took {', '.join(taken)}", file=sys.stderr)
+            print(f"init: {len(anew)} parameters start anew: {', '.join(anew) or 'none'}", file=sys.stderr)
+    plain.to(accelerator.device)
+    plain.checkpointing = cfg.checkpoint_activations
+    average = AveragedModel(plain, use_buffers=True).eval()
+    torch.manual_seed(cfg.seed + 1 + accelerator.process_index)  # other random numbers on every process from here on
+    if main:
+        check_space(out, sum(p.numel() for p in plain.parameters()), cfg.keep)
+        open_folder(cfg, out)
+    if cfg.compile:
+        plain.compile()
+    optimizer = torch.optim.AdamW(
+        plain.parameters(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True
+    )
+    guard = FiniteGuard(accelerator, optimizer)
+    network, wrapped = accelerator.prepare(plain, optimizer)
+    accelerator.register_for_checkpointing(average)
+    accelerator.wait_for_everyone()
+    return Run(
+        cfg=cfg,
+        out=out,
+        accelerator=accelerator,
+        model=plain,
+        network=network,
+        average=average,
+        averaged=tensors(average.module),
+        followed=tensors(plain),
+        optimizer=wrapped,
+        guard=guard,
+        source=source,
+        shown=validation_fields(cfg, fields, moments) if main else [],
+        progress=resume(accelerator, out) if resume_run else Progress(),
+    )
+
+
+def tensors(module: nn.Module) -> list[Tensor]:
+    """Return the parameters and floating buffers of a network, as they are in memory."""
+    return [x.detach() for x in (*module.parameters(), *module.buffers()) if x.is_floating_point()]
+
+
+def join_processes(cfg: TrainConfig) -> Accelerator:
+    """Find the device and the other processes.
+
+    Raises:
+        ValueError: There are more or fewer processes than the run is meant for, or the device lacks the precision.
+    """
+    plugin = GradientAccumulationPlugin(num_steps=cfg.micro_steps, sync_with_dataloader=False)
+    accelerator = Accelerator(mixed_precision=cfg.precision, gradient_accumulation_plugin=plugin)
+    if accelerator.num_processes != cfg.processes:
+        raise ValueError(
+            f"train: --processes must be the number of processes, {accelerator.num_processes}, got {cfg.processes}; "
+            f"start {cfg.processes} with: accelerate launch --num_processes {cfg.processes} -m mamba_diffusion.train "
+            "... (on CPUs: torchrun --nproc_per_node)"
+        )
+    return accelerator
