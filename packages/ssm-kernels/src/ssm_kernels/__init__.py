@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .ops.depthwise_conv1d import depthwise_conv1d
     from .ops.depthwise_conv1d_step import depthwise_conv1d_step
+    from .ops.linear_scan import linear_scan, linear_scan_bidirectional, linear_scan_step
+    from .ops.long_conv1d import long_conv1d
     from .ops.selective_scan import selective_scan
     from .ops.selective_scan_2d import cross_merge, cross_scan, selective_scan_2d
     from .ops.selective_scan_bidirectional import selective_scan_bidirectional
@@ -18,6 +20,10 @@ __all__ = [
     "cross_scan",
     "depthwise_conv1d",
     "depthwise_conv1d_step",
+    "linear_scan",
+    "linear_scan_bidirectional",
+    "linear_scan_step",
+    "long_conv1d",
     "selective_scan",
     "selective_scan_2d",
     "selective_scan_bidirectional",
@@ -25,7 +31,12 @@ __all__ = [
     "window_attention",
 ]
 
-_HOME = {"cross_scan": "selective_scan_2d", "cross_merge": "selective_scan_2d"}  # operators that share a folder
+_HOME = {
+    "cross_scan": "selective_scan_2d",
+    "cross_merge": "selective_scan_2d",
+    "linear_scan_bidirectional": "linear_scan",
+    "linear_scan_step": "linear_scan",
+}  # operators that share a folder
 
 
 def __getattr__(name: str) -> Any:

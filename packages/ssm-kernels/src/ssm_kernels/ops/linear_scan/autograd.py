@@ -1,0 +1,29 @@
+"""The gradient of the operator: what the forward keeps, and how the backward operator's results are handed out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .schema import linear_scan_backward_op, linear_scan_op
+
+__all__ = ["linear_scan_op"]
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.mode, ctx.reverse, ctx.impl = inputs
+    ctx.set_materialize_grads(False)  # no zeros for an output that nobody differentiates
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, grad_y: Tensor | None, grad_final: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad_y is None and grad_final is None:
+        return (None,) * 8
+    tensors = ctx.saved_tensors
+    grads = linear_scan_backward_op(*tensors, grad_y, grad_final, ctx.mode, ctx.reverse, ctx.impl)
+    return (*(None if t is None else g for g, t in zip(grads, tensors, strict=True)), None, None, None)
+
+
+torch.library.register_autograd("ssm_kernels::linear_scan", _backward, setup_context=_keep)
