@@ -98,14 +98,14 @@ class Mamba(nn.Module):
         self.dt_proj = nn.Linear(self.dt_rank, self.d_inner, **factory)
         _init_dt_proj(self.dt_proj, dt_init, dt_scale, dt_min, dt_max, dt_init_floor)
         self.A_log = self._rates(device)
-        self.D = _undecayed(torch.ones(self.d_inner, device=device))
+        self.D = undecayed(torch.ones(self.d_inner, device=device))
         if bimamba_type != "none":
             self.A_b_log = self._rates(device)
         if bimamba_type == "v2":
             self.conv1d_b = self._convolution(conv_bias, factory)
             self.x_proj_b = nn.Linear(self.d_inner, self.dt_rank + 2 * d_state, bias=False, **factory)
             self.dt_proj_b = nn.Linear(self.dt_rank, self.d_inner, **factory)
-            self.D_b = _undecayed(torch.ones(self.d_inner, device=device))
+            self.D_b = undecayed(torch.ones(self.d_inner, device=device))
         self.out_proj = nn.Linear(self.d_inner, d_model, bias=bias, **factory)
 
     def _convolution(self, bias: bool, factory: dict[str, Any]) -> nn.Conv1d:
@@ -113,7 +113,7 @@ class Mamba(nn.Module):
         return nn.Conv1d(width, width, self.d_conv, groups=width, padding=self.d_conv - 1, bias=bias, **factory)
 
     def _rates(self, device: torch.device | str | None) -> nn.Parameter:
-        return _undecayed(initial_A_log(self.d_inner, self.d_state).to(device))
+        return undecayed(initial_A_log(self.d_inner, self.d_state).to(device))
 
     def forward(self, hidden_states: Tensor, inference_params: InferenceParams | None = None) -> Tensor:
         """Mix along the sequence.
@@ -234,7 +234,8 @@ def inverse_softplus_of_steps(like: Tensor, dt_min: float, dt_max: float, floor:
     return step + torch.log(-torch.expm1(-step))
 
 
-def _undecayed(value: Tensor) -> nn.Parameter:
+def undecayed(value: Tensor) -> nn.Parameter:
+    """Make a parameter that asks to be left out of weight decay."""
     parameter = nn.Parameter(value)
     parameter._no_weight_decay = True  # pyright: ignore[reportAttributeAccessIssue] # what public optimisers look for
     return parameter

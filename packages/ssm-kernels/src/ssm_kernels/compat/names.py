@@ -28,6 +28,7 @@ MODULES: dict[str, Exports] = {
         **_of("scan", "selective_scan_fn"),
         **_of("inner", "mamba_inner_fn"),
         **_of("mamba", "Mamba"),
+        **_of("mamba2", "Mamba2"),
     },
     "mamba_ssm.ops": {},
     "mamba_ssm.ops.selective_scan_interface": {
@@ -45,8 +46,17 @@ MODULES: dict[str, Exports] = {
     "mamba_ssm.ops.triton.layernorm_gated": _of(
         "gated_norms", "RMSNorm", "LayerNorm", "rmsnorm_fn", "layernorm_fn", "rms_norm_ref"
     ),
+    "mamba_ssm.ops.triton.ssd_combined": _of(
+        "ssd",
+        "mamba_chunk_scan_combined",
+        "mamba_chunk_scan",
+        "mamba_split_conv1d_scan_combined",
+        "ssd_chunk_scan_combined_ref",
+    ),
     "mamba_ssm.modules": {},
     "mamba_ssm.modules.mamba_simple": _of("mamba", "Mamba"),
+    "mamba_ssm.modules.mamba2": _of("mamba2", "Mamba2"),
+    "mamba_ssm.modules.mamba2_simple": _of("mamba2", "Mamba2Simple"),
     "causal_conv1d": _of("conv", "causal_conv1d_fn", "causal_conv1d_update"),
     "causal_conv1d.causal_conv1d_interface": _of(
         "conv", "causal_conv1d_fn", "causal_conv1d_ref", "causal_conv1d_update", "causal_conv1d_update_ref"
