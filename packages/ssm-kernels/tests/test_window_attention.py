@@ -91,7 +91,9 @@ def test_operator_contract(name):
     torch.library.opcheck(torch.ops.ssm_kernels.window_attention.default, args)
     grad = torch.randn(q.shape)
     plain = [t.detach() if isinstance(t, torch.Tensor) else t for t in args]
-    torch.library.opcheck(torch.ops.ssm_kernels.window_attention_backward.default, (grad, *plain))
+    output = torch.ops.ssm_kernels.window_attention.default(*plain)
+    inputs = (grad, *plain[:4], *output, *plain[4:])
+    torch.library.opcheck(torch.ops.ssm_kernels.window_attention_backward.default, inputs)
 
 
 def test_compiles_once_for_all_sizes():
@@ -315,7 +317,7 @@ Q = torch.zeros(1, 8, 8, 2, 3)
         (r"shift must be 0 with overlapping keys, got 1", {"shift": 1, "key_window": 6}),
         (r"bias_table must be .* = \(49, 2\), got \(49, 3\)", {"bias_table": torch.zeros(49, 3)}),
         (r"bias_table must be .* = \(81, 2\), got \(49, 2\)", {"bias_table": torch.zeros(49, 2), "key_window": 6}),
-        (r"impl must be one of auto, torch, reference, got 'triton'", {"impl": "triton"}),
+        (r"impl must be one of auto, triton, torch, reference, got 'cuda'", {"impl": "cuda"}),
     ],
 )
 def test_refuses_bad_input(message, change):

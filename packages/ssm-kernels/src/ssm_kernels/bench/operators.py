@@ -110,7 +110,7 @@ def attention_case(
 
     op = "window_attention" if bias else "window_attention_nobias"
     others = _attention_peers(window, key_window, bias)
-    return Case(op, sizes, dtype, inputs, call, bound(op, sizes, dtype, rates), triton=False, peers=others)
+    return Case(op, sizes, dtype, inputs, call, bound(op, sizes, dtype, rates), peers=others)
 
 
 def _attention_peers(window: int, key_window: int, bias: bool) -> dict[str, Peer]:

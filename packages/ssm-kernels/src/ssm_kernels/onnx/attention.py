@@ -105,8 +105,8 @@ def window_attention(
     shift: int,
     scale: float,
     impl: str,
-) -> Value:
-    """Translate `window_attention`."""
+) -> tuple[Value, Value]:
+    """Translate `window_attention`; what it saves for the backward is empty."""
     heads, dim = fixed("window_attention", "q", q.shape[3:])
     wide, dtype = wide_dtype(q, k, v), q.dtype
     q, k, v = (cast(x, wide) for x in (q, k, v))
@@ -120,7 +120,7 @@ def window_attention(
     if shift:
         scores = op.Add(scores, _region_bias(q, window, shift, wide))
     y = _picture(op.MatMul(op.Softmax(scores, axis=-1), values), q, window, heads, dim)
-    return rounded(_roll(y, -shift) if shift else y, wide, dtype)
+    return rounded(_roll(y, -shift) if shift else y, wide, dtype), op.Constant(value_floats=[])
 
 
 TABLE = {window_attention_op: window_attention}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..checks import check_device, check_floating, check_shape, refuse
 from ..dispatch import Impl, check_impl
 from .autograd import window_attention_op
 from .reference import window_attention_reference
+from .schema import LARGEST_HEAD
 
 OP = "window_attention"
-IMPLS = ("auto", "torch", "reference")
 
 
 def window_attention(
@@ -47,8 +48,9 @@ def window_attention(
             minus query where it is larger (HAT's overlapping attention, not rotated): published tables keep their
             order. None adds nothing.
         scale: Factor of the scores; None means d ** -0.5.
-        impl: "auto" and "torch" use PyTorch, a bounded number of windows at a time; "reference" is the loop over
-            windows that defines the result. There is no Triton kernel of this operator: "triton" is refused.
+        impl: "triton" (the default on a GPU) keeps scores on the chip; "torch" (the default elsewhere) works on a
+            bounded number of windows at a time; "reference" is the loop over windows that defines the result. "auto"
+            takes PyTorch for float64 and for heads of more than 256.
 
     Returns:
         (B, H, W, heads, d) in the dtype of `q`. Scores of half-precision inputs are softmaxed in float32.
@@ -56,19 +58,21 @@ def window_attention(
     Raises:
         ValueError: A shape, size, dtype, device or `impl` is wrong. For H or W the message says how much to pad.
 
-    Cost: 4 * B * H * W * key_window^2 * heads * d flop; at most about 256 MB of scores at any time. The backward
-    computes the scores again and needs no more.
+    Cost: 4 * B * H * W * key_window^2 * heads * d flop; no scores in memory with Triton, at most about 256 MB of them
+    at any time with PyTorch. The backward computes the scores again; it is deterministic.
 
     Source: Liu et al. 2021, arXiv:2103.14030, section 3.2; Chen et al. 2023, arXiv:2205.04437, section 3.1.3.
     """
-    check_impl(OP, impl, q, IMPLS)
+    check_impl(OP, impl, q)
     key_window = window if key_window is None else key_window
     _check_windows(window, key_window, shift)
     _check_tensors(q, k, v, bias_table, window, key_window)
     factor = float(q.shape[-1]) ** -0.5 if scale is None else float(scale)
+    if impl == "triton":
+        _check_triton(q, {"k": k, "v": v, "bias_table": bias_table})
     if impl == "reference":
         return window_attention_reference(q, k, v, bias_table, window, key_window, shift, factor)
-    return window_attention_op(q, k, v, bias_table, window, key_window, shift, factor, impl)
+    return window_attention_op(q, k, v, bias_table, window, key_window, shift, factor, impl)[0]
 
 
 def _check_windows(window: int, key_window: int, shift: int) -> None:
@@ -103,3 +107,13 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, bias_table: Tensor | None, w
         shape = ((window + key_window - 1) ** 2, q.shape[3])
         legend = "((window + key_window - 1)^2, heads)"
         check_shape(OP, "bias_table", bias_table, [shape], legend, "it has one row per offset of key and query")
+
+
+def _check_triton(q: Tensor, others: dict[str, Tensor | None]) -> None:
+    for name, x in others.items():
+        if x is not None and x.dtype == torch.float64:
+            wanted = "float32 or narrower with impl='triton'"
+            refuse(OP, name, wanted, "float64", f"convert it with {name}.float(), or take impl='torch'")
+    if q.shape[4] > LARGEST_HEAD:
+        wanted = f"at most {LARGEST_HEAD} with impl='triton'"
+        refuse(OP, "d of q", wanted, q.shape[4], "take impl='torch', or more heads")
