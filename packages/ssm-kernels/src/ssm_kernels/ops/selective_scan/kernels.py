@@ -18,12 +18,24 @@ from torch import Tensor
 
 from .kernels_device import carry_kernel, forward_kernel, local_kernel, sum_kernel
 from .kernels_device_backward import backward_kernel
-from .kernels_plan import FUSION, LANES, STEPS, Scan, cdiv, partial_dtype, prepare, transposed, unit_stride
+from .kernels_plan import (
+    FUSION,
+    LANES,
+    WANTED_BACKWARD,
+    Scan,
+    cdiv,
+    partial_dtype,
+    prepare,
+    transposed,
+    unit_stride,
+)
 
 FLAT_BLOCK = 512  # numbers per program where the state is just a vector
 SCRATCH_BYTES = 52 * 2**20  # of the programs of the backward that run at a time: 12 per processor of an H100
 AHEAD = 8  # units whose states the carry loads at once
 BACKWARD_STATES = 8  # n at a time in the backward
+BACKWARD_STEPS = 4  # between the states that it keeps of a chunk
+RESIDENT_STATES = 16  # that its registers hold
 
 
 def forward(
@@ -150,7 +162,7 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """Return the gradients of the nine floating arguments in their order, empty tensors for those that are None."""
     inputs = (x, dt, A, B, C, D, z, dt_bias, initial_state)
-    scan = prepare(*inputs, cu_seqlens, dt_softplus, reverse, chunk=chunk, span=span)
+    scan = prepare(*inputs, cu_seqlens, dt_softplus, reverse, chunk=chunk, span=span, wanted=WANTED_BACKWARD)
     if chunk_states.shape[0] == 0:  # the forward was told that nobody would ask
         chunk_states = launch_forward(scan, save_states=True, out=torch.empty_like(scan.x))[1]
     grad_z = x.new_empty(0) if z is None else torch.empty(z.shape, dtype=z.dtype, device=z.device)
@@ -201,7 +213,7 @@ def launch_backward(
     kinds = (scan.directions, *x.shape)
     grad_x = x.new_empty(kinds, dtype=x.dtype if scan.codes is None else partial_dtype(x.dtype))
     grad_dt = torch.empty(scan.dt.shape, dtype=scan.dt.dtype, device=x.device)
-    steps = min(STEPS, scan.chunk)
+    steps = min(BACKWARD_STEPS, scan.chunk)
     items = scan.units * scan.groups * scan.blocks
     scratch_each = scan.chunk // steps * state * LANES
     programs = min(items, SCRATCH_BYTES // (4 * scratch_each))
@@ -235,7 +247,8 @@ def launch_backward(
                 part_bias=part_bias,
                 grad_initial=grad_initial,
                 BLOCK_K=min(scan.block[0], BACKWARD_STATES),
-                **scan.common(),
+                RESIDENT=state <= RESIDENT_STATES,
+                **scan.common() | {"STEPS": steps},
                 **scan.skip(),
                 **scan.weights("B", scan.B),
                 **scan.weights("C", scan.C),

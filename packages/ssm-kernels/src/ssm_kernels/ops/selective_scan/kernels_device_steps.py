@@ -5,13 +5,14 @@ Letters and terms are those of kernels_device.py.
 
 # This is Triton's language: a branch on a constexpr is decided when compiling, and tuples grow as they are unrolled,
 # which no type checker follows in reasonable time; the file is left out of pyright (pyproject.toml).
-# ruff: noqa: E501, RUF005, SIM108
+# ruff: noqa: RUF005, SIM108
 
 import triton
 import triton.language as tl
 
 LARGEST = tl.constexpr(3.4028234663852886e38)
 LOG2_E = tl.constexpr(1.4426950408889634)
+CUT_OFF = tl.constexpr(2.0**-25)
 
 # not specialised on: a new value compiles nothing, and nobody may conclude how states are aligned
 SIZES = ["first_program", "length", "slots", "span", "spans", "height", "line", "batches", "width", "A_rows", "D_rows"]
@@ -33,7 +34,11 @@ STATES = [
 
 @triton.jit
 def power(x, PRECISE: tl.constexpr):
-    """Return 2**x by the special-function unit; PRECISE is e**x to the last bit, by a polynomial on what ln(2) leaves."""
+    """Return 2**x by the special-function unit; PRECISE is e**x to the last bit, by a polynomial on what ln(2) leaves.
+
+    The unit cuts its argument off below, which a state that lives for thousands of steps would feel: add the half of
+    what is cut off.
+    """
     if PRECISE:
         x = tl.minimum(tl.maximum(x, -120.0), 120.0)
         whole = tl.floor(x * LOG2_E + 0.5)
@@ -41,7 +46,7 @@ def power(x, PRECISE: tl.constexpr):
         series = 1 / 6 + f * (1 / 24 + f * (1 / 120 + f * (1 / 720 + f * (1 / 5040))))
         result = (1.0 + (f + f * f * (0.5 + f * series))) * tl.exp2(whole)
     else:
-        result = tl.exp2(x)
+        result = tl.exp2(x + CUT_OFF)
     return result
 
 
@@ -79,12 +84,9 @@ def add_up(total, lost, value, PRECISE: tl.constexpr):
 @triton.jit
 def sigmoid(x, PRECISE: tl.constexpr):
     """Return 1 / (1 + exp(-x)), PRECISE to the last bit."""
-    if PRECISE:
-        e = power(exponent(-tl.abs(x), PRECISE), PRECISE)
-        result = tl.div_rn(tl.where(x >= 0, 1.0, e), 1.0 + e)
-    else:
-        result = 1.0 / (1.0 + tl.exp2(tl.minimum(-x * LOG2_E, 126.0)))
-    return result
+    e = power(exponent(-tl.abs(x), PRECISE), PRECISE)
+    above = tl.where(x >= 0, 1.0, e)
+    return tl.div_rn(above, 1.0 + e) if PRECISE else above / (1.0 + e)
 
 
 @triton.jit

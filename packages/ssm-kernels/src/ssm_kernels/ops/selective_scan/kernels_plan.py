@@ -11,6 +11,7 @@ from torch import Tensor
 ENOUGH_PROGRAMS = 1024  # from here on rows alone fill a GPU; with fewer, long rows are cut into spans
 SHORT_ROW = 4  # chunks; shorter rows gain nothing from being cut
 WANTED_PROGRAMS = 1584  # of a scan that is cut: 12 per processor of an H100, as many as registers allow
+WANTED_BACKWARD = 1056  # its programs take all registers that there are: 8 per processor
 WANTED_SHORT_PROGRAMS = 4224  # where the states are small and a program needs few registers
 LANES = 32  # channels per program: one per thread of a warp
 STATE_PER_WARP = 1024  # numbers of a state that one warp holds
@@ -185,6 +186,7 @@ def prepare(
     *,
     chunk: int,
     span: int | None = None,
+    wanted: int = WANTED_PROGRAMS,
     scale: float = 1.0,
     codes: tuple[int, ...] | None = None,
     height: int = 0,
@@ -207,6 +209,7 @@ def prepare(
         reverse: Whether the scan runs from the last step.
         chunk: Steps per chunk, a power of two.
         span: Chunks of a row per program, 0 for whole rows; None decides by size.
+        wanted: Programs, if rows alone are too few.
         scale: Factor of y.
         codes: Of the directions of an image: 0 along rows, 1 down columns, 2 and 3 the same reversed.
         height: Of the image.
@@ -223,7 +226,7 @@ def prepare(
         rows = cu_seqlens.shape[0] - 1
     groups = 1 if codes is not None else B.shape[2]
     if span is None:
-        span = _span(rows, groups, channels, state, length if cu_seqlens is None else length // rows, chunk)
+        span = _span(rows, groups, channels, state, length if cu_seqlens is None else length // rows, chunk, wanted)
     slot_base = span_base = span_row = None
     if cu_seqlens is not None:
         slots_of = (cu_seqlens.diff() + (chunk - 1)) // chunk
@@ -261,13 +264,13 @@ def prepare(
     )
 
 
-def _span(rows: int, groups: int, channels: int, state: int, length: int, chunk: int) -> int:
+def _span(rows: int, groups: int, channels: int, state: int, length: int, chunk: int, wanted: int) -> int:
     """Return the chunks per unit, 0 for whole rows."""
     programs = rows * groups * cdiv(channels // groups, LANES)
     slots = cdiv(length, chunk)
     if slots <= SHORT_ROW or programs >= ENOUGH_PROGRAMS:
         return 0
-    wanted = WANTED_SHORT_PROGRAMS if state <= 4 else WANTED_PROGRAMS
+    wanted = WANTED_SHORT_PROGRAMS if state <= 4 else wanted
     return cdiv(slots, max(2, wanted // programs))
 
 

@@ -97,7 +97,7 @@ def backward_segment(
     else:
         adjoints = adjoint[:, None]
     grad_u, grad_rate, adjoint = _adjoint(run, decays, before, adjoints, final, gated, grads)
-    grad_x, grad_delta = run.delta * grad_u, grad_rate.mul_(LN_2).addcmul_(run.x, grad_u)
+    grad_x, grad_delta = run.delta * grad_u, grad_rate.mul_(LN_2 if run.binary else 1.0).addcmul_(run.x, grad_u)
     if run.skip is not None and grads.D is not None:
         grad_x.addcmul_(gated, run.skip)
         _add_skip_gradient(run, gated, grads.D)
