@@ -6,7 +6,8 @@ import pytest
 import torch
 from ssm_kernels.compat import ssd as compat_ssd
 from ssm_kernels.compat.cache import InferenceParams
-from ssm_kernels.compat.mamba2 import Mamba2, Mamba2Simple
+from ssm_kernels.compat.mamba2 import Mamba2
+from ssm_kernels.compat.mamba2_simple import Mamba2Simple
 from ssm_kernels.compat.ssd import mamba_chunk_scan_combined, mamba_split_conv1d_scan_combined
 from ssm_kernels.ops.ssd import ssd
 from torch.nn import functional as F
@@ -190,6 +191,19 @@ def test_states_of_sequences_in_one_row():
     torch.testing.assert_close(
         states[:1], mamba_chunk_scan_combined(**head, dt_softplus=True, return_final_states=True)[1]
     )
+
+
+def test_steps_behind_the_last_sequence_are_padding():
+    """cu_seqlens may end before the row does, as mamba-ssm's generation with padding has it."""
+    x = draw()
+    x |= {key: x[key][:1] for key in (*SEQUENCES, "initial_states")}
+    bounds = torch.tensor([0, 3, 5], dtype=torch.int32)
+    options = {"dt_softplus": True, "return_final_states": True, "return_varlen_states": True}
+    y, last, states = mamba_chunk_scan_combined(**x, cu_seqlens=bounds, **options)
+    filled = mamba_chunk_scan_combined(**x, cu_seqlens=torch.tensor([0, 3, 5, 7]), **options)
+    torch.testing.assert_close(y, filled[0])
+    torch.testing.assert_close(states, filled[2][:2])
+    torch.testing.assert_close(last, filled[2][2:])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

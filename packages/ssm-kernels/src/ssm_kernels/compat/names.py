@@ -29,6 +29,7 @@ MODULES: dict[str, Exports] = {
         **_of("inner", "mamba_inner_fn"),
         **_of("mamba", "Mamba"),
         **_of("mamba2", "Mamba2"),
+        **_of("language_model", "MambaLMHeadModel"),
     },
     "mamba_ssm.ops": {},
     "mamba_ssm.ops.selective_scan_interface": {
@@ -54,9 +55,25 @@ MODULES: dict[str, Exports] = {
         "ssd_chunk_scan_combined_ref",
     ),
     "mamba_ssm.modules": {},
-    "mamba_ssm.modules.mamba_simple": _of("mamba", "Mamba"),
+    "mamba_ssm.modules.mamba_simple": {
+        **_of("mamba", "Mamba"),
+        **_of("block", Block="BlockWithoutMLP"),  # here in mamba-ssm 1.x
+    },
     "mamba_ssm.modules.mamba2": _of("mamba2", "Mamba2"),
-    "mamba_ssm.modules.mamba2_simple": _of("mamba2", "Mamba2Simple"),
+    "mamba_ssm.modules.mamba2_simple": _of("mamba2_simple", "Mamba2Simple"),
+    "mamba_ssm.modules.block": _of("block", "Block"),
+    "mamba_ssm.modules.mlp": _of("block", "GatedMLP"),
+    "mamba_ssm.models": {},
+    "mamba_ssm.models.config_mamba": _of("language_model", "MambaConfig"),
+    "mamba_ssm.models.mixer_seq_simple": _of(
+        "language_model", "MambaLMHeadModel", "MixerModel", "create_block", _init_weights="init_weights"
+    ),
+    "mamba_ssm.utils": {},
+    "mamba_ssm.utils.generation": {
+        **_of("generation", "GenerationMixin", "decode", "sample", "modify_logit_for_repetition_penalty"),
+        **_of("cache", "InferenceParams"),
+    },
+    "mamba_ssm.utils.hf": _of("hub", "load_config_hf", "load_state_dict_hf"),
     "causal_conv1d": _of("conv", "causal_conv1d_fn", "causal_conv1d_update"),
     "causal_conv1d.causal_conv1d_interface": _of(
         "conv", "causal_conv1d_fn", "causal_conv1d_ref", "causal_conv1d_update", "causal_conv1d_update_ref"

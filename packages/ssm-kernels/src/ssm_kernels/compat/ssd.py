@@ -55,7 +55,8 @@ def mamba_chunk_scan_combined(
         initial_states: State before each row, (B, H, P, N).
         seq_idx: Which sequence a step belongs to, (B, L), integer, its steps side by side: no state passes from one to
             the next. On a GPU it costs a wait.
-        cu_seqlens: Bounds of the sequences of the one row, (S + 1,); only with `return_varlen_states`.
+        cu_seqlens: Bounds of the sequences of the one row, (S + 1,), from 0; steps behind the last one are padding, a
+            sequence of their own. Only with `return_varlen_states`, and then in place of `seq_idx`.
         dt_softplus: Pass dt + dt_bias through softplus.
         dt_limit: Bounds of the step after that.
         return_final_states: Also return the state after the last step of each row, (B, H, P, N).
@@ -79,8 +80,10 @@ def mamba_chunk_scan_combined(
         return ssd(x, dt, A, B, C, D, z=z, return_final_state=True, **options)
 
     if return_varlen_states and cu_seqlens is not None:
-        y, states = scan(x, dt, B, C, z, _first_only(initial_states, cu_seqlens), cu_seqlens)
-        return (y, states[-1:], states) if return_final_states else (y, states)
+        bounds = torch.cat([cu_seqlens, cu_seqlens.new_full((1,), x.shape[1])])  # what lies behind is padding
+        y, states = scan(x, dt, B, C, z, _first_only(initial_states, bounds), bounds)
+        last = torch.where(cu_seqlens[-1] < x.shape[1], states[-1:], states[-2:-1])
+        return (y, last, states[:-1]) if return_final_states else (y, states[:-1])
     if seq_idx is None:
         y, last = scan(x, dt, B, C, z, initial_states, None)
     else:
@@ -251,9 +254,9 @@ def _step(
     return (F.softplus(dt) if softplus else dt).clamp(*limit), None, False
 
 
-def _first_only(initial_states: Tensor | None, cu_seqlens: Tensor) -> Tensor | None:
-    """Give the one initial state to the first of the packed sequences."""
+def _first_only(initial_states: Tensor | None, bounds: Tensor) -> Tensor | None:
+    """Give the one initial state to the first of the packed sequences, zeros to the others."""
     if initial_states is None:
         return None
-    rest = initial_states.new_zeros(cu_seqlens.shape[0] - 2, *initial_states.shape[1:])
+    rest = initial_states.new_zeros(bounds.shape[0] - 2, *initial_states.shape[1:])
     return torch.cat([initial_states, rest])
