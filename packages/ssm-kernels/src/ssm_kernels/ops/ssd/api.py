@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Literal, overload
 
-import torch
 from torch import Tensor
 
 from ..dispatch import check_impl
@@ -19,7 +18,6 @@ from .reference import ssd_reference
 from .schema import check_bounds
 
 Impl = Literal["auto", "triton", "torch", "reference", "mamba_ssm"]
-CHUNK = 64  # steps per chunk where nothing is asked for
 _OP = "ssd"
 
 
@@ -119,8 +117,8 @@ def ssd(
             argument.
 
     Cost: with Q steps per chunk about 2 * B * L * H * (Q * N + Q * P + 2 * N * P) flop in matrix products, and
-        B * L * H * Q exponentials; the backward about 2.5 times that. Memory: the inputs and one state per chunk are
-        kept for the backward.
+        B * L * H * Q exponentials; the backward about three times that. Memory: nothing but the inputs is kept for the
+        backward.
     Source: Dao and Gu 2024, arXiv:2405.21060, sections 6 and 7.
     """
     check_impl(_OP, impl, x, ("auto", "triton", "torch", "reference", "mamba_ssm"))
@@ -137,6 +135,5 @@ def ssd(
     elif impl == "mamba_ssm":
         y, final = ssd_mamba_ssm(*tensors, dt_softplus=dt_softplus, reverse=reverse)
     else:
-        save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        y, final, _ = ssd_op(*tensors, dt_softplus, reverse, CHUNK if chunk is None else chunk, save, impl)
+        y, final = ssd_op(*tensors, dt_softplus, reverse, 0 if chunk is None else chunk, impl)
     return (y, final) if return_final_state else y

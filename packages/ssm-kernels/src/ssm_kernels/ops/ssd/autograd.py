@@ -1,4 +1,4 @@
-"""The gradient of the operator: what the forward keeps, and how the backward operator's results are handed out."""
+"""The gradient of the operator: the forward keeps its inputs, and the backward operator's results are handed out."""
 
 from __future__ import annotations
 
@@ -12,23 +12,20 @@ from .schema import ssd_backward_op, ssd_op
 __all__ = ["ssd_op"]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    *tensors, ctx.dt_softplus, ctx.reverse, ctx.chunk, _, ctx.impl = inputs
-    chunk_states = output[2]
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.dt_softplus, ctx.reverse, ctx.chunk, ctx.impl = inputs
     ctx.set_materialize_grads(False)  # no zeros for an output that nobody differentiates
-    ctx.mark_non_differentiable(chunk_states)
-    ctx.save_for_backward(*tensors, chunk_states)
+    ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx: Any, grad_y: Tensor | None, grad_final: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    *tensors, chunk_states = ctx.saved_tensors
+def _backward(ctx: Any, grad_y: Tensor | None, grad_final: Tensor | None) -> tuple[Tensor | None, ...]:
+    tensors = ctx.saved_tensors
     if grad_y is None and grad_final is None:
-        return (None,) * 15
-    options = ctx.dt_softplus, ctx.reverse, ctx.chunk, ctx.impl
-    grads = ssd_backward_op(*tensors, chunk_states, grad_y, grad_final, *options)
+        return (None,) * 14
+    grads = ssd_backward_op(*tensors, grad_y, grad_final, ctx.dt_softplus, ctx.reverse, ctx.chunk, ctx.impl)
     wanted = zip(grads, tensors, ctx.needs_input_grad, strict=False)
     given = [grad if t is not None and needed else None for grad, t, needed in wanted]
-    return (*given, None, None, None, None, None, None)
+    return (*given, None, None, None, None, None)
 
 
 torch.library.register_autograd("ssm_kernels::ssd", _backward, setup_context=_setup_context)

@@ -7,7 +7,7 @@ matrices: y = (C B^T * decays) x + C state, and the state gains B^T x.
 """
 # Kernels take constexpr parameters as plain values.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOptionalMemberAccess=false
-# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false
+# pyright: reportAttributeAccessIssue=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
 # ruff: noqa: PLR0915
 
 import triton
@@ -32,7 +32,7 @@ from .kernels_device_chunk import (
 
 @triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
-    x, dt, A, B, C, D, z, dt_bias, initial, y, saved, entering, final,
+    x, dt, A, B, C, D, z, dt_bias, initial, y, entering, final,
     cu_seqlens, slot_base, span_base, span_row,
     length, slots, span, spans,
     x_t, dt_t, B_t, C_t, z_t,
@@ -58,7 +58,7 @@ def forward_kernel(
     program = tl.program_id(0)
     unit = (program // (H * BLOCKS)).to(tl.int64)
     head = (program // BLOCKS) % H
-    row, batch, begin, count, base, first = find_unit(
+    row, batch, begin, count, _, first = find_unit(
         unit, cu_seqlens, slot_base, span_base, span_row, length, slots, span, spans, PARALLEL, 1
     )
     steps = count_steps(count, first, span, PARALLEL, CHUNK)
@@ -82,24 +82,21 @@ def forward_kernel(
     else:
         state = tl.zeros([BLOCK_N, BLOCK_P], tl.float32)
     for k in range(0, steps, CHUNK):
-        if saved is not None:
-            slot = base + first + k // CHUNK
-            store_state(saved + (slot * H + head) * SIZE, state, n, p, N, P, P, 1)
         places, alive = find_places((first * CHUNK).to(tl.int32) + k, steps - k, count, CHUNK, REVERSE, WIDE)
         values = load_tile(x, x_t, places, p, P, P % BLOCK_P == 0)
         into = load_tile(B, B_t, places, n, N, N == BLOCK_N).to(OPERAND)
         out_of = load_tile(C, C_t, places, n, N, N == BLOCK_N).to(OPERAND)
         _, delta = step_sizes(dt, places, dt_t, alive, bias, SOFTPLUS, PRECISE)
         high, low = elapse(delta, rate, PRECISE)
-        mixed = tl.dot(out_of, tl.trans(into), input_precision=PRODUCT)
-        mixed *= decay_within(high, low, CHUNK, PRECISE) * delta[None, :]
+        wide = values.to(tl.float32)
+        fed = wide * delta[:, None]
+        mixed = tl.dot(out_of, tl.trans(into), input_precision=PRODUCT) * decay_within(high, low, CHUNK, PRECISE)
         out = tl.dot(out_of, operand(state, OPERAND, HALF), input_precision=PRODUCT)
         out *= decay_since_start(high, low, PRECISE)[:, None]
-        out += tl.dot(operand(mixed, OPERAND, HALF), values.to(OPERAND), input_precision=PRODUCT)
-        wide = values.to(tl.float32)
-        fed = wide * (delta * decay_to_end(high, low, CHUNK, PRECISE))[:, None]
+        out += tl.dot(operand(mixed, OPERAND, HALF), operand(fed, OPERAND, HALF), input_precision=PRODUCT)
+        leaving = operand(fed * decay_to_end(high, low, CHUNK, PRECISE)[:, None], OPERAND, HALF)
         passed = power(at_end(high + low, CHUNK), PRECISE)
-        state = state * passed + tl.dot(tl.trans(into), operand(fed, OPERAND, HALF), input_precision=PRODUCT)
+        state = state * passed + tl.dot(tl.trans(into), leaving, input_precision=PRODUCT)
         if D is not None:
             skip = tl.load(D + head * (P if D_STEP == 1 else 1) + p * D_STEP, mask=p < P, other=0.0)
             out += skip.to(tl.float32)[None, :] * wide
@@ -113,11 +110,11 @@ def forward_kernel(
 
 
 @triton.jit(do_not_specialize=SIZES)
-def local_kernel(
-    x, dt, A, W, z, dt_bias, ends, totals,
-    cu_seqlens, slot_base, span_base, span_row,
-    length, slots, span, spans,
-    x_t, dt_t, W_t, z_t,
+def output_kernel(
+    x, dt, A, B, C, D, z, dt_bias, saved, y,
+    cu_seqlens, slot_base, slot_row,
+    length, slots,
+    x_t, dt_t, B_t, C_t, z_t,
     H: tl.constexpr,
     G: tl.constexpr,
     P: tl.constexpr,
@@ -125,88 +122,57 @@ def local_kernel(
     CHUNK: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    PARALLEL: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     REVERSE: tl.constexpr,
     WIDE: tl.constexpr,
-    ADJOINT: tl.constexpr,
+    D_STEP: tl.constexpr,
     PRECISE: tl.constexpr,
     OPERAND: tl.constexpr,
     HALF: tl.constexpr,
     PRODUCT: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Run one unit from zero: its end state and the logarithm of its decay.
-
-    Forwards x is x and W is B. ADJOINT walks the unit from its last step, x is the gradient of y and W is C.
-    """
+    """Make the outputs of one chunk from the state before it, for states that are too large for registers."""
     BLOCKS: tl.constexpr = (P + BLOCK_P - 1) // BLOCK_P
-    program = tl.program_id(0)
-    unit = (program // (H * BLOCKS)).to(tl.int64)
-    head = (program // BLOCKS) % H
+    BLOCKS_N: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    slot = (tl.program_id(0) // (H * BLOCKS)).to(tl.int64)
+    head = (tl.program_id(0) // BLOCKS) % H
     _, batch, begin, count, _, first = find_unit(
-        unit, cu_seqlens, slot_base, span_base, span_row, length, slots, span, spans, PARALLEL, 1
+        slot, cu_seqlens, slot_base, slot_base, slot_row, length, slots, 1, slots, True, 1
     )
-    steps = count_steps(count, first, span, PARALLEL, CHUNK)
-    n = tl.arange(0, BLOCK_N)
-    p = (program % BLOCKS) * BLOCK_P + tl.arange(0, BLOCK_P)
+    steps = count_steps(count, first, 1, True, CHUNK)
+    if steps <= 0:  # packed rows may have fewer chunks than there are programs
+        return
+    p = (tl.program_id(0) % BLOCKS) * BLOCK_P + tl.arange(0, BLOCK_P)
     line = batch * length + begin
     x += line * x_t + head * P
     dt += line * dt_t + head
-    W += line * W_t + (head // (H // G)) * N
-    if z is not None:
-        z += line * z_t + head * P
+    B += line * B_t + (head // (H // G)) * N
+    C += line * C_t + (head // (H // G)) * N
+    y += line * (H * P) + head * P
     rate = tl.load(A + head).to(tl.float32)
     bias = tl.load(dt_bias + head).to(tl.float32) if dt_bias is not None else 0.0
-    state = tl.zeros([BLOCK_N, BLOCK_P], tl.float32)
-    elapsed = rate * 0.0
-    chunks = (steps + CHUNK - 1) // CHUNK
-    for j in range(0, chunks):
-        k = (chunks - 1 - j if ADJOINT else j) * CHUNK
-        places, alive = find_places((first * CHUNK).to(tl.int32) + k, steps - k, count, CHUNK, REVERSE, WIDE)
-        values = load_tile(x, x_t, places, p, P, P % BLOCK_P == 0).to(tl.float32)
-        weights = load_tile(W, W_t, places, n, N, N == BLOCK_N).to(OPERAND)
-        _, delta = step_sizes(dt, places, dt_t, alive, bias, SOFTPLUS, PRECISE)
-        high, low = elapse(delta, rate, PRECISE)
-        if ADJOINT:
-            if z is not None:
-                gate = load_tile(z, z_t, places, p, P, P % BLOCK_P == 0).to(tl.float32)
-                values *= gate * sigmoid(gate, PRECISE)
-            share = tl.where(alive, decay_since_start(high, low, PRECISE), 0.0)
-        else:
-            share = delta * decay_to_end(high, low, CHUNK, PRECISE)
-        over = at_end(high, CHUNK)
-        elapsed += over
-        fed = operand(values * share[:, None], OPERAND, HALF)
-        state = state * power(over, PRECISE) + tl.dot(tl.trans(weights), fed, input_precision=PRODUCT)
-    store_state(ends + (unit * H + head) * (P * N), state, n, p, N, P, 1, N)
-    tl.store(totals + unit * H + head, elapsed)
-
-
-@triton.jit(do_not_specialize=SIZES)
-def carry_kernel(
-    ends, totals, initial, final, span_base, spans,
-    H: tl.constexpr, SIZE: tl.constexpr, ADJOINT: tl.constexpr, PRECISE: tl.constexpr, BLOCK: tl.constexpr,
-) -> None:  # fmt: skip
-    """Replace what every unit adds by the state that enters it, along one row; ADJOINT from the last unit."""
-    BLOCKS: tl.constexpr = (SIZE + BLOCK - 1) // BLOCK
-    program = tl.program_id(0)
-    row = (program // (H * BLOCKS)).to(tl.int64)
-    head = (program // BLOCKS) % H
-    entry = (program % BLOCKS) * BLOCK + tl.arange(0, BLOCK)
-    here = entry < SIZE
-    if span_base is None:
-        base = row * spans
-        units = (row * 0 + spans).to(tl.int32)
-    else:
-        base = tl.load(span_base + row)
-        units = (tl.load(span_base + row + 1) - base).to(tl.int32)
-    state = tl.zeros([BLOCK], tl.float32)
-    if initial is not None:
-        state = tl.load(initial + (row * H + head) * SIZE + entry, mask=here, other=0.0).to(tl.float32)
-    for j in range(0, units):
-        unit = (base + (units - 1 - j if ADJOINT else j)) * H + head
-        added = tl.load(ends + unit * SIZE + entry, mask=here, other=0.0)
-        passed = power(tl.load(totals + unit), PRECISE)
-        tl.store(ends + unit * SIZE + entry, state, mask=here)
-        state = passed * state + added
-    tl.store(final + (row * H + head) * SIZE + entry, state, mask=here)
+    places, alive = find_places((first * CHUNK).to(tl.int32), steps, count, CHUNK, REVERSE, WIDE)
+    _, delta = step_sizes(dt, places, dt_t, alive, bias, SOFTPLUS, PRECISE)
+    high, low = elapse(delta, rate, PRECISE)
+    wide = load_tile(x, x_t, places, p, P, P % BLOCK_P == 0).to(tl.float32)
+    scores = tl.zeros([CHUNK, CHUNK], tl.float32)
+    out = tl.zeros([CHUNK, BLOCK_P], tl.float32)
+    for block in tl.static_range(BLOCKS_N):
+        n = block * BLOCK_N + tl.arange(0, BLOCK_N)
+        into = load_tile(B, B_t, places, n, N, N % BLOCK_N == 0).to(OPERAND)
+        out_of = load_tile(C, C_t, places, n, N, N % BLOCK_N == 0).to(OPERAND)
+        state = load_state(saved + (slot * H + head) * (P * N), n, p, N, P, P, 1)
+        scores = tl.dot(out_of, tl.trans(into), scores, input_precision=PRODUCT)
+        out = tl.dot(out_of, operand(state, OPERAND, HALF), out, input_precision=PRODUCT)
+    out *= decay_since_start(high, low, PRECISE)[:, None]
+    mixed = operand(scores * decay_within(high, low, CHUNK, PRECISE), OPERAND, HALF)
+    out += tl.dot(mixed, operand(wide * delta[:, None], OPERAND, HALF), input_precision=PRODUCT)
+    if D is not None:
+        skip = tl.load(D + head * (P if D_STEP == 1 else 1) + p * D_STEP, mask=p < P, other=0.0)
+        out += skip.to(tl.float32)[None, :] * wide
+    if z is not None:
+        z += line * z_t + head * P
+        gate = load_tile(z, z_t, places, p, P, P % BLOCK_P == 0).to(tl.float32)
+        out *= gate * sigmoid(gate, PRECISE)
+    at = y + places[:, None] * (H * P) + p[None, :]
+    tl.store(at, out.to(y.dtype.element_ty), mask=alive[:, None] & (p < P)[None, :])

@@ -13,7 +13,7 @@ import triton.language as tl
 from ..selective_scan.kernels_device_steps import exponent, power, softplus
 
 # not specialised on: a new value compiles nothing
-SIZES = ["length", "slots", "span", "spans", "units", "rows"]
+SIZES = ["length", "slots", "span", "spans", "units", "total_slots", "first_head", "first_group", "rows"]
 NEVER = tl.constexpr(-200.0)  # an exponent whose power is zero
 FADED = tl.constexpr(-160.0)  # a decay this strong leaves nothing, and no longer sum than that loses bits
 

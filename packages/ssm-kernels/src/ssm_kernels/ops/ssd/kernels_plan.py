@@ -3,45 +3,63 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..selective_scan.kernels_plan import cdiv, power_of_two
+from ..selective_scan.kernels_plan import cdiv, partial_dtype, power_of_two
 
 ENOUGH_PROGRAMS = 264  # from here on rows alone fill a GPU: two per processor of an H100; long rows are cut below it
 WANTED_PROGRAMS = 512  # of a scan that is cut
 SHORT_SPAN = 4  # chunks; a unit is never shorter
+BLOCK = 64  # channels or states of a tile
 LARGEST_STATE = 256  # N that one program holds
-TILE = 2**13  # numbers of a state that one program holds
+STATE_TILE = 2**12  # numbers of a state that a program of the forward holds
+TRANSIENT_BYTES = 2**27  # what the backward may need besides its results; twice the size of x where that is more
 FUSION = {"enable_fp_fusion": True}  # Triton's default until 3.9, which asks to say so
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What is compiled for: sizes of tiles, warps, and how products are made. Cached, since a call asks every time."""
+    """What is compiled for: sizes of tiles, warps, and how products are made. Cached, since a call asks every time.
 
+    Attributes:
+        chunk: Steps that one set of products covers.
+        block_p: Channels of a head that a program holds, but for the forward.
+        blocks: Programs per head for that.
+        fused: One kernel walks a row and makes its outputs: the state fits into registers.
+        kept: What states and adjoints are kept in between chunks: the products they enter are made in it.
+        forward: Options of the forward, whole rows or chunk by chunk.
+        walk: Options of the kernels that carry states along rows.
+        backward: Options of the kernel that makes gradients.
+    """
+
+    chunk: int
     block_p: int
-    block_n: int
     blocks: int
-    forward: dict[str, object]
-    backward: dict[str, object]
+    fused: bool
+    kept: torch.dtype
+    forward: dict[str, Any]
+    walk: dict[str, Any]
+    backward: dict[str, Any]
 
 
 @lru_cache(maxsize=256)
-def layout(heads: int, groups: int, width: int, state: int, chunk: int, kept: torch.dtype, x: torch.dtype) -> Layout:
-    """Choose tiles and products by head dim, state, and the dtypes of the inputs and of what is kept between chunks.
+def layout(heads: int, groups: int, width: int, state: int, chunk: int, dtypes: tuple[torch.dtype, ...]) -> Layout:
+    """Choose tiles and products by the sizes of a head and the dtypes of x, B and C; chunk 0 is chosen, too.
 
     bfloat16 inputs meet in bfloat16 products, float16 ones in tf32 (whose mantissa is theirs, with the range of
     float32), float32 ones in three tf32 products, which is as good as float32.
     """
+    half, precise = set(dtypes) == {torch.bfloat16}, torch.float32 in dtypes
+    chunk = chunk or (64 if half else 32)
     block_n = max(16, power_of_two(state))
-    block_p = max(16, min(64, power_of_two(width), TILE // block_n))
-    half = kept == torch.bfloat16
-    precise = x == torch.float32
+    block_p = max(16, min(BLOCK, power_of_two(width)))
+    fused = block_n <= LARGEST_STATE
     interpreted = triton.knobs.runtime.interpret  # pyright: ignore[reportAttributeAccessIssue]
     common = {
         "H": heads,
@@ -50,20 +68,28 @@ def layout(heads: int, groups: int, width: int, state: int, chunk: int, kept: to
         "N": state,
         "CHUNK": chunk,
         "BLOCK_P": block_p,
-        "BLOCK_N": block_n,
         "PRECISE": precise,
         "OPERAND": tl.bfloat16 if half and not interpreted else tl.float32,
         "HALF": half,
         "PRODUCT": "tf32x3" if precise else "tf32",
+        "num_warps": 4,
         **FUSION,
     }
-    big = block_n * block_p > 2**12 or chunk > 64
+    forward_p = min(block_p, max(16, STATE_TILE // block_n)) if fused else block_p
     return Layout(
-        block_p,
-        block_n,
-        cdiv(width, block_p),
-        {**common, "num_warps": 8 if big or not half else 4, "num_stages": 1},
-        {**common, "num_warps": 8, "num_stages": 1},
+        chunk=chunk,
+        block_p=block_p,
+        blocks=cdiv(width, block_p),
+        fused=fused,
+        kept=torch.bfloat16 if half else torch.float32,
+        forward={
+            **common,
+            "BLOCK_P": forward_p,
+            "BLOCK_N": block_n if fused else BLOCK,
+            "num_stages": 2 if half and chunk <= BLOCK else 1,
+        },
+        walk={**common, "BLOCK_N": min(block_n, 2 * BLOCK), "num_stages": 3 if half and chunk <= BLOCK else 1},
+        backward={**common, "BLOCK_N": min(block_n, BLOCK), "num_stages": 1},
     )
 
 
@@ -93,11 +119,6 @@ class Scan:
     layout: Layout
 
     @property
-    def heads(self) -> int:
-        """H."""
-        return self.x.shape[2]
-
-    @property
     def spans(self) -> int:
         """Units per row that is not packed."""
         return cdiv(self.slots, self.span) if self.span else 1
@@ -117,16 +138,12 @@ class Scan:
         """Sizes of a state behind the row: H, P, N."""
         return self.x.shape[2], self.x.shape[3], self.B.shape[3]
 
+    def buffer(self, *lead: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Room for states (*lead, P, N)."""
+        return torch.empty((*lead, *self.tail[1:]), dtype=dtype, device=self.x.device)
+
     @property
-    def programs(self) -> int:
-        """Of a kernel that walks units."""
-        return self.units * self.heads * self.layout.blocks
-
-    def buffer(self, rows: int) -> Tensor:
-        """Room for states (rows, H, P, N)."""
-        return torch.empty((rows, *self.tail), dtype=torch.float32, device=self.x.device)
-
-    def rows_at(self) -> tuple[object, ...]:
+    def units_at(self) -> tuple[Any, ...]:
         """Return what says where rows and units are, in the order in which the kernels take it."""
         return (
             self.cu_seqlens,
@@ -139,21 +156,44 @@ class Scan:
             self.spans,
         )
 
-    def flags(self) -> dict[str, object]:
+    @cached_property
+    def slots_at(self) -> tuple[Any, ...]:
+        """Return what says where chunks are, in the order in which the kernels take it."""
+        slot_row = None
+        if self.slot_base is not None:
+            every = torch.arange(self.total_slots, device=self.x.device)
+            slot_row = torch.searchsorted(self.slot_base[1:], every, right=True).clamp_(max=self.rows - 1)
+        return self.cu_seqlens, self.slot_base, slot_row, self.x.shape[1], self.slots
+
+    @cached_property
+    def strides(self) -> tuple[int, ...]:
+        """From step to step, of x, dt, B, C and z."""
+        z = 0 if self.z is None else self.z.stride(1)
+        return self.x.stride(1), self.dt.stride(1), self.B.stride(1), self.C.stride(1), z
+
+    @cached_property
+    def flags(self) -> dict[str, Any]:
         """Return the constants that follow from the call and not from its sizes."""
-        return {
-            "PARALLEL": self.span > 0,
-            "SOFTPLUS": self.dt_softplus,
-            "REVERSE": self.reverse,
-            "WIDE": self._wide(),
-        }
+        return {"SOFTPLUS": self.dt_softplus, "REVERSE": self.reverse, "WIDE": self._wide()}
+
+    def heads_at_once(self) -> int:
+        """Return how many heads the backward takes at a time, so that states and partial sums stay small.
+
+        Whole groups, or a part that divides a group.
+        """
+        heads, width, state = self.tail
+        each = 2 * self.total_slots * width * state * self.layout.kept.itemsize
+        each += 2 * self.x.shape[0] * self.x.shape[1] * self.layout.blocks * state * partial_of(self.B, self.C).itemsize
+        most = max(TRANSIENT_BYTES, 2 * self.x.numel() * self.x.element_size()) // each
+        share = heads // self.B.shape[2]
+        fits = [n for n in range(1, heads + 1) if heads % n == 0 and (n % share == 0 or share % n == 0)]
+        return max([n for n in fits if n <= most], default=1)
 
     def _wide(self) -> bool:
         """Whether offsets inside a row need 64 bits."""
         heads, _, state = self.tail
-        steps = [t.stride(1) for t in (self.x, self.dt, self.B, self.C, self.z) if t is not None]
-        steps += [self.x.shape[2] * self.x.shape[3], heads * self.layout.blocks * state]
-        return self.x.shape[1] * max(steps) >= 2**31
+        inner = (self.x.shape[2] * self.x.shape[3], heads * self.layout.blocks * state)
+        return self.x.shape[1] * max(*self.strides, *inner) >= 2**31
 
     @property
     def skip_step(self) -> int:
@@ -175,7 +215,6 @@ def prepare(
     dt_softplus: bool,
     reverse: bool,
     *,
-    kept: torch.dtype,
     chunk: int,
     span: int | None = None,
 ) -> Scan:
@@ -194,13 +233,14 @@ def prepare(
         cu_seqlens: Bounds of packed sequences.
         dt_softplus: Whether dt goes through softplus.
         reverse: Whether the scan runs from the last step.
-        kept: What states are kept in between chunks.
-        chunk: Steps per chunk, a power of two.
+        chunk: Steps per chunk, a power of two; 0 chooses.
         span: Chunks of a row per program, 0 for whole rows; None decides by size.
     """
     batch, length, heads, width = x.shape
-    precise = x.dtype if kept == torch.bfloat16 else torch.promote_types(torch.promote_types(x.dtype, B.dtype), C.dtype)
-    plan = layout(heads, B.shape[2], width, B.shape[3], chunk, kept, precise)
+    if B.dtype != C.dtype:
+        B, C = B.float(), C.float()
+    plan = layout(heads, B.shape[2], width, B.shape[3], chunk, (x.dtype, B.dtype, C.dtype))
+    chunk = plan.chunk
     rows, slots = batch, cdiv(length, chunk)
     if cu_seqlens is not None:
         cu_seqlens = cu_seqlens.long().contiguous()
@@ -245,6 +285,11 @@ def _span(programs: int, slots: int) -> int:
     if programs >= ENOUGH_PROGRAMS or slots <= SHORT_SPAN:
         return 0
     return max(SHORT_SPAN, cdiv(slots, cdiv(WANTED_PROGRAMS, programs)))
+
+
+def partial_of(B: Tensor, C: Tensor) -> torch.dtype:
+    """Return what the partial sums of the gradients of B and C are kept in."""
+    return partial_dtype(torch.bfloat16 if B.dtype == C.dtype == torch.bfloat16 else torch.float32)
 
 
 def in_rows(x: Tensor) -> Tensor:

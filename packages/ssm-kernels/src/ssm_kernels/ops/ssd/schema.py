@@ -1,7 +1,7 @@
 """The operator's contract: schemas, fake kernels, and which implementation runs. Imports torch only.
 
-Both operators return plain tensors: what a caller did not pass comes back as an empty tensor in its place. The states
-before every chunk are for the Triton backward alone; the PyTorch one makes its own.
+The backward returns plain tensors: what a caller did not pass comes back as an empty tensor in its place. It keeps
+nothing but the inputs and makes the states before every chunk again.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _INPUTS = (
 )
 torch.library.define(
     "ssm_kernels::ssd",
-    f"({_INPUTS}, bool dt_softplus, bool reverse, int chunk, bool save_states, str impl) -> (Tensor, Tensor, Tensor)",
+    f"({_INPUTS}, bool dt_softplus, bool reverse, int chunk, str impl) -> (Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 torch.library.define(
     "ssm_kernels::ssd_backward",
-    f"({_INPUTS}, Tensor chunk_states, Tensor? grad_y, Tensor? grad_final, bool dt_softplus, bool reverse, int chunk, "
-    "str impl) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"({_INPUTS}, Tensor? grad_y, Tensor? grad_final, bool dt_softplus, bool reverse, int chunk, str impl)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 ssd_op = torch.ops.ssm_kernels.ssd.default
@@ -43,11 +43,6 @@ def check_bounds(cu_seqlens: Tensor, length: int) -> None:
         refuse("ssd", "cu_seqlens", f"non-decreasing from 0 to L={length}", shown, remedy)
 
 
-def saved_dtype(x: Tensor, B: Tensor, C: Tensor) -> torch.dtype:
-    """Return what chunk states are kept in: the products they enter are made in it."""
-    return torch.bfloat16 if all(t.dtype == torch.bfloat16 for t in (x, B, C)) else torch.float32
-
-
 @torch.library.impl("ssm_kernels::ssd", "CompositeExplicitAutograd")
 def _forward(
     x: Tensor,
@@ -63,9 +58,8 @@ def _forward(
     dt_softplus: bool,
     reverse: bool,
     chunk: int,
-    save_states: bool,
     impl: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     if cu_seqlens is not None:
         check_bounds(cu_seqlens, x.shape[1])
     args = (x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, dt_softplus, reverse)
@@ -73,9 +67,8 @@ def _forward(
         if use_triton(impl, x):
             from . import kernels  # on the first launch, not on import
 
-            return kernels.forward(*args, save_states=save_states, kept=saved_dtype(x, B, C), chunk=chunk)
-        y, final = torch_impl.forward(*args, chunk=chunk)
-        return y, final, x.new_empty((0, *final.shape[1:]), dtype=saved_dtype(x, B, C))
+            return kernels.forward(*args, chunk=chunk)
+        return torch_impl.forward(*args, chunk=chunk)
 
 
 @torch.library.impl("ssm_kernels::ssd_backward", "CompositeExplicitAutograd")
@@ -90,7 +83,6 @@ def _backward(
     dt_bias: Tensor | None,
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
-    chunk_states: Tensor,
     grad_y: Tensor | None,
     grad_final: Tensor | None,
     dt_softplus: bool,
@@ -104,8 +96,7 @@ def _backward(
         if use_triton(impl, x):
             from . import kernels
 
-            kept = saved_dtype(x, B, C)
-            return kernels.backward(*args, chunk_states, grad_y, grad_final, kept=kept, chunk=chunk)
+            return kernels.backward(*args, grad_y, grad_final, chunk=chunk)
         return torch_impl.backward(*args, grad_y, grad_final, chunk=chunk)
 
 
@@ -124,20 +115,12 @@ def _forward_fake(
     dt_softplus: bool,
     reverse: bool,
     chunk: int,
-    save_states: bool,
     impl: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     kind = torch.float64 if x.dtype == torch.float64 else torch.float32
-    batch, length, heads, width = x.shape
+    batch, _, heads, width = x.shape
     rows = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    slots = batch * ((length + chunk - 1) // chunk) if cu_seqlens is None else length // chunk + rows
-    saved = slots if save_states and use_triton(impl, x) else 0
-    tail = (heads, width, B.shape[-1])
-    return (
-        x.new_empty(x.shape),
-        x.new_empty((rows, *tail), dtype=kind),
-        x.new_empty((saved, *tail), dtype=saved_dtype(x, B, C)),
-    )
+    return x.new_empty(x.shape), x.new_empty((rows, heads, width, B.shape[-1]), dtype=kind)
 
 
 @torch.library.register_fake("ssm_kernels::ssd_backward")
@@ -152,7 +135,6 @@ def _backward_fake(
     dt_bias: Tensor | None,
     initial_state: Tensor | None,
     cu_seqlens: Tensor | None,
-    chunk_states: Tensor,
     grad_y: Tensor | None,
     grad_final: Tensor | None,
     dt_softplus: bool,

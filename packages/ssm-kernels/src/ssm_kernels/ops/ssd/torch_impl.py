@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+CHUNK = 64  # steps per chunk where none are asked for
+
 
 @dataclass(frozen=True)
 class _Inputs:
@@ -114,7 +116,7 @@ def _prepare(
     raw = dt.to(kind) if dt_bias is None else dt.to(kind) + dt_bias.to(kind)
     skip = None if D is None else (D if D.dim() == 2 else D[:, None]).to(kind).unflatten(0, split)[:, :, None]
     delta = F.softplus(raw) if dt_softplus else raw
-    return _Inputs(x, raw, delta, A.to(kind).view(split), B, C, skip, z, kind, reverse, chunk)
+    return _Inputs(x, raw, delta, A.to(kind).view(split), B, C, skip, z, kind, reverse, chunk or CHUNK)
 
 
 def _rows(inputs: _Inputs, cu_seqlens: Tensor | None) -> list[tuple[slice, int, int]]:
