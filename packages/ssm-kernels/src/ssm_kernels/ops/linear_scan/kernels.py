@@ -1,0 +1,262 @@
+"""Launchers of the linear scan's Triton kernels. Imported on the first launch only.
+
+Two ways through a row, chosen by size: many rows run one program per row and block of channels; few long rows are cut
+into spans that run side by side, after a pass that finds what every span adds to a zero state and one that carries the
+states from span to span. The gradient of x is the same scan from the other end; those of a and c come from one walk
+along the row, which leaves a partial sum per unit, added in a fixed order, so that results repeat exactly.
+See docs/linear_scan.md.
+"""
+# Kernels take constexpr parameters as plain values, and launch options besides their own parameters.
+# pyright: reportArgumentType=false, reportCallIssue=false
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .kernels_device import carry_kernel, gradient_kernel, scan_kernel
+
+LANES = 32  # channels per program: one per thread of a warp
+STEPS = 4  # loaded ahead of their use
+WARP_MODES = 16  # that one thread holds: 6 to 8 registers each
+PROGRAM_MODES = 64  # more go to programs of their own
+GRADIENT_MODES = 8  # of a program of the gradient, which has 12 registers each and needs no sum over modes
+ENOUGH_PROGRAMS = 1024  # from here on rows alone fill a GPU; with fewer, long rows are cut into spans
+WANTED_PROGRAMS = 2112  # of a scan that is cut: 16 per processor of an H100
+SHORTEST_SPAN = 64  # steps
+CARRY_BLOCK = 256
+FUSION = {"enable_fp_fusion": True}  # Triton's default until 3.9, which asks to say so
+UNPIPELINED = {"num_stages": 1}  # the kernels load ahead by themselves
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One call in the kernels' form, and how its rows are cut.
+
+    Attributes:
+        x: (B, L, D), channels next to one another.
+        a: (2, M, D) float32, as b and c.
+        b: 1 if None.
+        c: Output weights.
+        span: Steps of a unit; at least L where rows are whole.
+        reverse: Whether the scan runs from the last step.
+    """
+
+    x: Tensor
+    a: Tensor
+    b: Tensor | None
+    c: Tensor
+    span: int
+    reverse: bool
+
+    @property
+    def spans(self) -> int:
+        """Units per row."""
+        return -(-self.x.shape[1] // self.span)
+
+    @property
+    def modes(self) -> int:
+        """M."""
+        return self.a.shape[1]
+
+    def states(self, count: int) -> Tensor:
+        """Room for states (count, 2, M, D)."""
+        return torch.empty((count, *self.a.shape), dtype=torch.float32, device=self.x.device)
+
+    def common(self, *others: Tensor) -> dict[str, object]:
+        """Return what the kernels over time take under the same name; `others` are indexed like x."""
+        _, length, channels = self.x.shape
+        strides = [channels, *(t.stride(1) for t in (self.x, *others))]
+        return {
+            "length": length,
+            "span": self.span,
+            "spans": self.spans,
+            "channels": channels,
+            "M": self.modes,
+            "STEPS": STEPS,
+            "BLOCK_D": LANES,
+            "REVERSE": self.reverse,
+            "WIDE": length * max(strides) >= 2**31,
+            "EVEN": channels % LANES == 0,
+            **FUSION,
+            **UNPIPELINED,
+        }
+
+    def launch(
+        self,
+        values: Tensor,
+        into: Tensor | None,
+        out: Tensor,
+        entering: Tensor | None,
+        *,
+        adjoint: bool = False,
+        other: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Walk all units; return the sequence (B, L, D) in the dtype of x, the last states, and the sums with other."""
+        batch, length, channels = self.x.shape
+        d_blocks, block, m_blocks, warps = self.blocks()
+        several = m_blocks > 1
+        kind = torch.float32 if several else self.x.dtype
+        y = torch.empty((m_blocks, batch, length, channels), dtype=kind, device=self.x.device)
+        final = self.states(batch)
+        part = None if other is None else self.states(batch * self.spans)
+        scan_kernel[(batch * self.spans * d_blocks * m_blocks,)](
+            values, self.a, into, out, other, entering, y, final, part,
+            batch=batch,
+            x_b=values.stride(0),
+            x_t=values.stride(1),
+            o_b=0 if other is None else other.stride(0),
+            o_t=0 if other is None else other.stride(1),
+            BLOCK_M=block,
+            M_BLOCKS=m_blocks,
+            ADJOINT=adjoint,
+            CUT=self.spans > 1,
+            num_warps=warps,
+            **self.common(values),
+        )  # fmt: skip
+        return y.sum(0).to(self.x.dtype) if several else y[0], final, part
+
+    def enter(self, values: Tensor, into: Tensor | None, initial: Tensor | None, *, adjoint: bool) -> Tensor | None:
+        """Return the states that enter the units, (units, 2, M, D), None for zeros."""
+        batch, length, channels = self.x.shape
+        if self.spans == 1:
+            return initial
+        d_blocks, block, m_blocks, warps = self.blocks()
+        ends = self.states(batch * self.spans)
+        scan_kernel[(batch * self.spans * d_blocks * m_blocks,)](
+            values, self.a, into, None, None, None, None, ends, None,
+            batch=batch,
+            x_b=values.stride(0),
+            x_t=values.stride(1),
+            o_b=0,
+            o_t=0,
+            BLOCK_M=block,
+            M_BLOCKS=m_blocks,
+            ADJOINT=adjoint,
+            CUT=True,
+            num_warps=warps,
+            **self.common(values),
+        )  # fmt: skip
+        size = self.modes * channels
+        carry_kernel[(batch * -(-size // CARRY_BLOCK),)](
+            ends, self.a, initial, self.spans, self.span, length - (self.spans - 1) * self.span,
+            self.span.bit_length(), size, ADJOINT=adjoint, BLOCK=CARRY_BLOCK, **FUSION,
+        )  # fmt: skip
+        return ends
+
+    def blocks(self) -> tuple[int, int, int, int]:
+        """Return blocks of channels, modes of a program, blocks of modes, warps."""
+        block = min(_power_of_two(self.modes), PROGRAM_MODES)
+        return -(-self.x.shape[2] // LANES), block, -(-self.modes // block), max(1, block // WARP_MODES)
+
+
+def prepare(x: Tensor, a: Tensor, b: Tensor | None, c: Tensor, reverse: bool, span: int | None) -> Scan:
+    """Bring the arguments into the kernels' form and choose the steps of a unit, unless they are given."""
+    length = x.shape[1]
+    made = Scan(_rows(x), _planes(a), None if b is None else _planes(b), _planes(c), span or length, reverse)
+    if span is not None:
+        return made
+    d_blocks, _, m_blocks, _ = made.blocks()
+    programs = x.shape[0] * d_blocks * m_blocks
+    if programs >= ENOUGH_PROGRAMS or length <= 2 * SHORTEST_SPAN:
+        return made
+    steps = max(SHORTEST_SPAN, -(-length * programs // WANTED_PROGRAMS))
+    return Scan(made.x, made.a, made.b, made.c, -(-steps // STEPS) * STEPS, reverse)
+
+
+def forward(
+    x: Tensor,
+    a: Tensor,
+    b: Tensor | None,
+    c: Tensor,
+    initial_state: Tensor | None,
+    reverse: bool,
+    *,
+    span: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return y and the final state (B, 2, M, D)."""
+    scan = prepare(x, a, b, c, reverse, span)
+    initial = None if initial_state is None else _planes(initial_state)
+    with _on_device(x):
+        entering = scan.enter(scan.x, scan.b, initial, adjoint=False)
+        y, final, _ = scan.launch(scan.x, scan.b, scan.c, entering)
+    return y, final
+
+
+def backward(
+    x: Tensor,
+    a: Tensor,
+    b: Tensor | None,
+    c: Tensor,
+    initial_state: Tensor | None,
+    grad_y: Tensor,
+    grad_final: Tensor | None,
+    reverse: bool,
+    *,
+    span: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+    """Return the gradients of x, a, b (None without b), c and the initial state, each in float32 but that of x."""
+    scan = prepare(x, a, b, c, reverse, span)
+    grad_y = _rows(grad_y)
+    initial = None if initial_state is None else _planes(initial_state)
+    behind = None if grad_final is None else _conjugate(_planes(grad_final))
+    # without b the adjoint is in units of 1 / c, as the state is in units of b
+    back_into, back_out = (None, scan.c) if scan.b is None else (scan.c, scan.b)
+    with _on_device(x):
+        entering = scan.enter(scan.x, scan.b, initial, adjoint=False)
+        adjoints = scan.enter(grad_y, back_into, behind, adjoint=True)
+        other = None if scan.b is None else scan.x
+        grad_x, first, part_b = scan.launch(grad_y, back_into, back_out, adjoints, adjoint=True, other=other)
+        parts = _gradients(scan, grad_y, entering, adjoints)
+    sums = _conjugate(parts.sum(0))
+    grad_b = None if part_b is None else _conjugate(part_b.sum(0))
+    return grad_x, sums[0], grad_b, sums[1], _conjugate(first)
+
+
+def _gradients(scan: Scan, grad_y: Tensor, entering: Tensor | None, adjoints: Tensor | None) -> Tensor:
+    """Return per unit what is conjugate to the gradients of a and c, (units, 2, 2, M, D)."""
+    batch, _, channels = scan.x.shape
+    units = batch * scan.spans
+    block = min(_power_of_two(scan.modes), GRADIENT_MODES)
+    m_blocks = -(-scan.modes // block)
+    part = torch.empty((units, 2, *scan.a.shape), dtype=torch.float32, device=scan.x.device)
+    gradient_kernel[(units * -(-channels // LANES) * m_blocks,)](
+        scan.x, grad_y, scan.a, scan.b, scan.c, entering, adjoints, part,
+        x_b=scan.x.stride(0),
+        x_t=scan.x.stride(1),
+        o_b=grad_y.stride(0),
+        o_t=grad_y.stride(1),
+        BLOCK_M=block,
+        M_BLOCKS=m_blocks,
+        num_warps=1,
+        **scan.common(grad_y),
+    )  # fmt: skip
+    return part
+
+
+def _conjugate(planes: Tensor) -> Tensor:
+    """Conjugate (..., 2, M, D)."""
+    return torch.stack([planes.select(-3, 0), -planes.select(-3, 1)], -3)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Copy only what the kernels cannot address: a last axis whose elements are not next to one another."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def _planes(t: Tensor) -> Tensor:
+    """Return parameters or states as the kernels take them."""
+    return t.to(torch.float32).contiguous()
+
+
+def _power_of_two(n: int) -> int:
+    """Return the least power of two from n on."""
+    return 1 << (n - 1).bit_length()
+
+
+def _on_device(x: Tensor) -> AbstractContextManager[None] | torch.cuda.device:
+    """Triton launches on the current device, not on the tensor's."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
