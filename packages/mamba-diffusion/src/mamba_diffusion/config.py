@@ -201,7 +201,7 @@ def ours() -> ModelConfig:
 
 def ours_scalar() -> ModelConfig:
     """`ours` for one smooth channel, such as a temperature."""
-    return ModelConfig(channels=1, smoothness="medium")
+    return ModelConfig(channels=1, smoothness="medium", nugget=1e-4)
 
 
 def tiny() -> ModelConfig:
