@@ -70,8 +70,14 @@ def test_young_package_imports_alone(install, uv, package):
     assert run(venv, "python", "-c", f"import {module}; print({module}.__version__)").strip() == "0.1.0"
 
 
-def test_kernels_work_alone(install, uv):
-    venv = install("ssm-kernels")
+@pytest.fixture(scope="module")
+def kernels(install) -> Path:
+    """An environment that holds ssm-kernels alone."""
+    return install("ssm-kernels")
+
+
+def test_kernels_work_alone(kernels, uv):
+    venv = kernels
     assert not installed(uv, venv) & (NOT_HERE["ssm-kernels"] | set(PACKAGES) - {"ssm-kernels"})
     code = (
         "import torch, ssm_kernels as k\n"
@@ -81,6 +87,51 @@ def test_kernels_work_alone(install, uv):
         "print(tuple(y.shape), bool(torch.isfinite(x.grad).all()))\n"
     )
     assert run(venv, "python", "-c", code).strip() == "(2, 7, 3) True"
+
+
+def test_kernels_import_quickly(kernels):
+    """Every public name, the modules and the drop-in packages take under 1.5 s more than torch itself."""
+    code = (
+        "import time, torch\n"
+        "start = time.perf_counter()\n"
+        "import ssm_kernels, ssm_kernels.nn, ssm_kernels.compat\n"
+        "names = [getattr(ssm_kernels, name) for name in ssm_kernels.__all__]\n"
+        "ssm_kernels.compat.install()\n"
+        "import mamba_ssm, causal_conv1d, selective_scan_cuda_oflex\n"
+        "print(time.perf_counter() - start)\n"
+    )
+    seconds = []
+    while len(seconds) < 3 and min(seconds, default=2.0) >= 1.5:  # again, if the machine was busy
+        seconds.append(float(run(kernels, "python", "-c", code)))
+    assert min(seconds) < 1.5, seconds
+
+
+def test_kernels_need_nothing_but_torch(kernels, uv):
+    """Without Triton and NumPy: nothing asks for them on import, and every operator runs, backward too."""
+    uv("pip", "uninstall", "triton", "numpy", env={"VIRTUAL_ENV": str(kernels)})
+    code = (
+        "import importlib.util, torch, ssm_kernels as k, ssm_kernels.compat\n"
+        "assert not any(importlib.util.find_spec(name) for name in ('triton', 'numpy'))\n"
+        "ssm_kernels.compat.install()\n"
+        "from mamba_ssm import Mamba, Mamba2\n"
+        "from ssm_kernels import nn\n"
+        "x, image = torch.randn(1, 5, 8, requires_grad=True), torch.randn(1, 4, 4, 8, requires_grad=True)\n"
+        "mixers = [Mamba(8), Mamba2(8, headdim=4), nn.Mamba(8), nn.BidirectionalMamba(8)]\n"
+        "pictures = [nn.SS2D(8), nn.WindowAttention(8, 2, 4), nn.OverlappingWindowAttention(8, 2, 4)]\n"
+        "total = sum(mixer(x).square().sum() for mixer in mixers)\n"
+        "total = total + sum(mixer(image).square().sum() for mixer in pictures)\n"
+        "total.backward()\n"
+        "print(bool(x.grad.isfinite().all() and image.grad.isfinite().all()))\n"
+        "try:\n"
+        "    k.depthwise_conv1d(x, torch.ones(8, 2), impl='triton')\n"
+        "except ValueError as error:\n"
+        "    print(error)\n"
+    )
+    said = run(kernels, "python", "-W", "ignore::UserWarning", "-c", code).splitlines()
+    assert said[0] == "True"
+    assert said[1] == (
+        "depthwise_conv1d: impl='triton' cannot run here: triton is not installed; impl='auto' would use PyTorch"
+    )
 
 
 def test_hybrid_sr_upscales_alone(install, uv, tmp_path):
