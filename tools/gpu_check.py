@@ -1,10 +1,10 @@
 """Run the benchmarks and the GPU tests on a machine with a bare python3, torch, triton and pytest; installs nothing.
 
-    python3 tools/gpu_check.py --out DIR [--quick] [--skip-benchmarks] [-k EXPRESSION] [--jobs N]
+    python3 tools/gpu_check.py --out DIR [--quick] [--skip-benchmarks] [--skip-slow] [--sanitize] [-k EXPRESSION]
 
-The packages are taken from this checkout through PYTHONPATH. DIR receives `environment.json`, `gpu-tests.log`,
-`gpu-tests.xml` and `bench/` with the benchmarks' results. The exit code is 0 only if every test passed and every
-benchmark that ran found its operator accurate.
+The packages are taken from this checkout through PYTHONPATH. DIR receives `gpu-check.json` (the machine, and how many
+tests passed), the logs of the tests, and `bench/` with the benchmarks' results. With --sanitize every operator runs at
+small sizes under compute-sanitizer's memcheck. The exit code is 0 only if all that ran was right.
 """
 
 from __future__ import annotations
@@ -14,9 +14,13 @@ import ast
 import importlib.util
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
 # the packages whose own dependencies may be missing on a bare machine, and the module that tells
@@ -53,8 +57,8 @@ def lacking(file: Path) -> list[str]:
     return sorted(name for name in names - ours if importlib.util.find_spec(name) is None)
 
 
-def run_tests(out: Path, expression: str | None, jobs: int) -> int:
-    """Run every test marked gpu whose package's own dependencies are here; return pytest's exit code."""
+def test_files() -> list[str]:
+    """Return the test files that this machine can collect; say which are left out."""
     folders = [ROOT / "tests"]
     for package in sorted((ROOT / "packages").iterdir()):
         missing = [name for name in NEEDS.get(package.name, ()) if importlib.util.find_spec(name) is None]
@@ -62,53 +66,59 @@ def run_tests(out: Path, expression: str | None, jobs: int) -> int:
             print(f"{package.name}: its tests are left out, this machine lacks {', '.join(missing)}", flush=True)
         else:
             folders.append(package / "tests")
-    # pytest-benchmark, where it is installed, warns under pytest-xdist, and warnings are errors here
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-m",
-        "gpu",
-        "--slow",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:benchmark",
-    ]
-    command += ["-n", str(jobs)] if jobs > 1 and importlib.util.find_spec("xdist") else []
-    command += [f"--junitxml={out / 'gpu-tests.xml'}", *(["-k", expression] if expression else [])]
+    kept = []
     for file in sorted(file for folder in folders for file in folder.glob("test_*.py")):
         if missing := lacking(file):
             print(f"{file.relative_to(ROOT)}: left out, this machine lacks {', '.join(missing)}", flush=True)
-            command.append(f"--ignore={file}")
-    command += [str(folder) for folder in folders if folder.exists()]
+        else:
+            kept.append(str(file))
+    return kept
+
+
+def run_tests(out: Path, name: str, marks: str, expression: str | None, jobs: int) -> dict[str, int]:
+    """Run the tests with these marks, `jobs` at a time; return how many there were and how many failed."""
+    # pytest-benchmark, where it is installed, warns under pytest-xdist, and warnings are errors here
+    command = [sys.executable, "-m", "pytest", "-q", "-m", marks, "--slow", "-p", "no:cacheprovider"]
+    command += ["-p", "no:benchmark", f"--junitxml={out / name}.xml"]
+    command += ["-n", str(jobs)] if jobs > 1 and importlib.util.find_spec("xdist") else []
+    command += ["-k", expression] if expression else []
+    follow([*command, *test_files()], out / f"{name}.log")
+    suite = ElementTree.parse(out / f"{name}.xml").getroot().find("testsuite")
+    assert suite is not None
+    return {key: int(suite.get(key, "0")) for key in ("tests", "failures", "errors", "skipped")}
+
+
+def follow(command: list[str], log: Path) -> int:
+    """Run a command, its output on the screen and in a file; return its exit code."""
     with (
         subprocess.Popen(
             command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process,
-        (out / "gpu-tests.log").open("w") as log,
+        log.open("w") as file,
     ):
         assert process.stdout is not None
         for line in process.stdout:
-            log.write(line)
+            file.write(line)
             print(line, end="", flush=True)
     return process.returncode
 
 
+def run_sanitizer(out: Path) -> int | None:
+    """Run every operator under memcheck; return how many errors it found, None without the tool or a summary."""
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        print("gpu_check: compute-sanitizer is not here; it comes with the CUDA toolkit")
+        return None
+    command = [tool, "--tool", "memcheck", sys.executable, "-m", "ssm_kernels", "selftest", "--device", "cuda"]
+    follow([*command, "--dtype", "bfloat16"], out / "memcheck.log")
+    found = re.findall(r"ERROR SUMMARY: (\d+) error", (out / "memcheck.log").read_text())
+    return int(found[-1]) if found else None
+
+
 def run_benchmarks(out: Path, quick: bool) -> int:
     """Run `ssm-kernels bench`; return 1 if a kernel was wrong or the command failed."""
-    command = [
-        sys.executable,
-        "-m",
-        "ssm_kernels",
-        "bench",
-        "--device",
-        "cuda",
-        "--overwrite",
-        "--out",
-        str(out / "bench"),
-    ]
+    command = [sys.executable, "-m", "ssm_kernels", "bench", "--device", "cuda", "--overwrite"]
+    command += ["--out", str(out / "bench")]
     done = subprocess.run([*command, *(["--quick"] if quick else [])], cwd=ROOT, env=environment(), check=False)
     return int(done.returncode != 0)
 
@@ -119,6 +129,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for logs and JSON, made if missing")
     parser.add_argument("--quick", action="store_true", help="a few benchmark shapes only")
     parser.add_argument("--skip-benchmarks", action="store_true")
+    parser.add_argument("--skip-slow", action="store_true", help="leave out the tests marked slow")
+    parser.add_argument("--sanitize", action="store_true", help="also run every operator under compute-sanitizer")
     parser.add_argument("-k", dest="expression", help="only the tests that match, as pytest -k")
     parser.add_argument("--jobs", type=int, default=4, help="test processes that share the GPU, with pytest-xdist")
     args = parser.parse_args()
@@ -132,13 +144,23 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("gpu_check: torch sees no CUDA device here; run it on a machine with a GPU")
         return 2
-    about = describe()
-    (args.out / "environment.json").write_text(json.dumps(about, indent=2) + "\n")
-    print(json.dumps(about), flush=True)
+    report: dict[str, Any] = {"environment": describe()}
+    print(json.dumps(report["environment"]), flush=True)
     failed = 0 if args.skip_benchmarks else run_benchmarks(args.out, args.quick)  # first, with the GPU to themselves
-    tests = run_tests(args.out, args.expression, args.jobs)
-    print(f"gpu_check: tests exit code {tests}, {failed} benchmarks failed")
-    return 1 if tests or failed else 0
+    report["tests"] = run_tests(args.out, "gpu-tests", "gpu and not slow", args.expression, args.jobs)
+    if not args.skip_slow:  # one by one: some need half of the memory
+        report["slow tests"] = run_tests(args.out, "gpu-tests-slow", "gpu and slow", args.expression, 1)
+    if args.sanitize:
+        report["memcheck errors"] = run_sanitizer(args.out)
+    (args.out / "gpu-check.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(f"gpu_check: {json.dumps(report)}")
+    red = [kind for kind in ("tests", "slow tests") if kind in report and not passed(report[kind])]
+    return int(bool(failed or red or report.get("memcheck errors", 0) != 0))
+
+
+def passed(counts: dict[str, int]) -> bool:
+    """Whether some test ran and none failed."""
+    return counts["tests"] > 0 and counts["failures"] + counts["errors"] == 0
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .first_call import warmup
     from .ops.depthwise_conv1d import depthwise_conv1d
     from .ops.depthwise_conv1d_step import depthwise_conv1d_step
     from .ops.linear_scan import linear_scan, linear_scan_bidirectional, linear_scan_step
@@ -28,6 +29,7 @@ __all__ = [
     "selective_scan_2d",
     "selective_scan_bidirectional",
     "selective_scan_step",
+    "warmup",
     "window_attention",
 ]
 
@@ -40,13 +42,14 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import an operator when it is first used: `import ssm_kernels` alone does not import torch."""
+    """Import a function when it is first used: `import ssm_kernels` alone does not import torch."""
     if name == "__version__":
         return version("ssm-kernels")
     if name in __all__:
         from importlib import import_module
 
-        value = getattr(import_module(f"{__name__}.ops.{_HOME.get(name, name)}"), name)
+        home = "first_call" if name == "warmup" else f"ops.{_HOME.get(name, name)}"
+        value = getattr(import_module(f"{__name__}.{home}"), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,6 +25,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="store_true", help="version of this package")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
     _add_bench(verbs.add_parser("bench", help="time ours and every peer that can be imported, checked against float64"))
+    selftest = verbs.add_parser("selftest", help="compare every operator with float64 on this machine")
+    selftest.add_argument("--device", default="", help="cpu, cuda, cuda:1; a GPU if there is one")
+    chosen = ", ".join(DTYPE_NAMES) + "; all if not given"
+    selftest.add_argument("--dtype", nargs="+", choices=DTYPE_NAMES, default=DTYPE_NAMES, metavar="DTYPE", help=chosen)
     report = verbs.add_parser("report", help="print the tables of saved results, draw their plots, fill pages")
     report.description = (
         "Print the tables of FOLDER and draw its plots. With --page, FOLDER holds folders of results, and every page "
@@ -101,7 +105,11 @@ def _dispatch(options: argparse.Namespace) -> int:
         return _bench(options)
     if options.verb == "report":
         return _report(options.folder, options.page)
-    print("ssm-kernels: no verb given; choose bench or report (see ssm-kernels --help)", file=sys.stderr)
+    if options.verb == "selftest":
+        from .bench.selftest import run_selftest
+
+        return run_selftest(options.device, tuple(dict.fromkeys(options.dtype)))
+    print("ssm-kernels: no verb given; choose bench, selftest or report (see ssm-kernels --help)", file=sys.stderr)
     return 2
 
 
