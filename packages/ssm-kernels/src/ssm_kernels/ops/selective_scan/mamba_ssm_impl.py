@@ -29,7 +29,8 @@ def selective_scan_mamba_ssm(
         final state, so it comes back detached: asking for its gradient fails instead of being silently dropped.
 
     Raises:
-        ValueError: The package is not installed, or it does not have what was asked for.
+        ValueError: The package is not installed, `ssm_kernels.compat` stands in for it, or it does not have what was
+            asked for.
     """
     if initial_state is not None:
         _lacks("initial_state")
@@ -43,9 +44,14 @@ def selective_scan_mamba_ssm(
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
     except ImportError as error:
         raise ValueError(
-            f"selective_scan: impl='mamba_ssm' cannot run here: {error}; install the extra ssm-kernels[mamba-ssm], "
-            "or use impl='auto'"
+            f"selective_scan: impl='mamba_ssm' cannot run here: {error}; install the extra ssm-kernels[mamba-ssm] "
+            "(pip install 'ssm-kernels[mamba-ssm]' on a machine with an NVIDIA GPU), or use impl='auto'"
         ) from error
+    if selective_scan_fn.__module__.startswith("ssm_kernels."):
+        raise ValueError(
+            "selective_scan: impl='mamba_ssm' cannot run here: ssm_kernels.compat is in that package's place, so this "
+            "would compare the operator with itself; call ssm_kernels.compat.uninstall() before"
+        )
     y, final = selective_scan_fn(
         _channels_first(x),
         _channels_first(dt.to(x.dtype)),
