@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from .ops.selective_scan_2d import cross_merge, cross_scan, selective_scan_2d
     from .ops.selective_scan_bidirectional import selective_scan_bidirectional
     from .ops.selective_scan_step import selective_scan_step
+    from .ops.ssd import ssd, ssd_bidirectional
+    from .ops.ssd_step import ssd_step
     from .ops.window_attention import window_attention
 
 __all__ = [
@@ -29,6 +31,9 @@ __all__ = [
     "selective_scan_2d",
     "selective_scan_bidirectional",
     "selective_scan_step",
+    "ssd",
+    "ssd_bidirectional",
+    "ssd_step",
     "warmup",
     "window_attention",
 ]
@@ -38,6 +43,7 @@ _HOME = {
     "cross_merge": "selective_scan_2d",
     "linear_scan_bidirectional": "linear_scan",
     "linear_scan_step": "linear_scan",
+    "ssd_bidirectional": "ssd",
 }  # operators that share a folder
 
 
