@@ -67,7 +67,7 @@ def test_half_precision(name, dtype):
     assert_parity(*make(GEOMETRIES[name], dtype))
 
 
-@pytest.mark.parametrize("dim", [8, 16, 30, 49, 64, 128, 200])
+@pytest.mark.parametrize("dim", [8, 16, 30, 49, 64, 128])
 def test_every_head_dim(dim):
     """Padding to a power of two happens inside the kernels only. Float64 is the measure: 8 roundings of float32.
 
@@ -172,8 +172,8 @@ def test_refuses_float64(message, change):
 
 
 def test_refuses_a_head_that_is_too_large():
-    q = torch.zeros(1, 2, 2, 1, 257, device=DEVICE)
-    with pytest.raises(ValueError, match=r"d of q must be at most 256 with impl='triton', got 257"):
+    q = torch.zeros(1, 2, 2, 1, 129, device=DEVICE)
+    with pytest.raises(ValueError, match=r"d of q must be at most 128 with impl='triton', got 129"):
         window_attention(q, q, q, window=2, impl="triton")
     assert window_attention(q, q, q, window=2).shape == q.shape
 

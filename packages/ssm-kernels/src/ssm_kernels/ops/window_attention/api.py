@@ -50,7 +50,7 @@ def window_attention(
         scale: Factor of the scores; None means d ** -0.5.
         impl: "triton" (the default on a GPU) keeps scores on the chip; "torch" (the default elsewhere) works on a
             bounded number of windows at a time; "reference" is the loop over windows that defines the result. "auto"
-            takes PyTorch for float64 and for heads of more than 256.
+            takes PyTorch for float64 and for heads of more than 128.
 
     Returns:
         (B, H, W, heads, d) in the dtype of `q`. Scores of half-precision inputs are softmaxed in float32.

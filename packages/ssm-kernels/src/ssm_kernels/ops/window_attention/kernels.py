@@ -25,6 +25,8 @@ FUSION = {"enable_fp_fusion": True}  # Triton's default until 3.9, which asks to
 KINDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 PRECISION = "tf32x3"  # of float32 products: as accurate as float32 itself, on tensor cores
 ENOUGH_PROGRAMS = 1024  # of the gradient of the bias: about 8 on every multiprocessor of a large GPU
+# Queries and keys of a program, warps and stages, for heads of up to 64 in half precision
+FORWARD, QUERIES, KEYS, BIAS = (128, 64, 8, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)
 TABLE_BLOCK, PAIRS_BLOCK, PAIRS_QUERIES, MERGE_BLOCK = 1024, 32, 32, 1024
 
 
@@ -51,9 +53,14 @@ def _cut(size: int, most: int) -> int:
 
 
 def _settings(dim: int, queries: int, keys: int, most: tuple[int, int, int, int], wide: bool) -> dict[str, object]:
-    """Choose blocks, warps and stages of a kernel; `most` is for whole blocks of heads up to 64."""
+    """Choose blocks, warps and stages of a kernel; `most` is for heads of up to 64 in half precision.
+
+    Three products stand for one of float32, each with its own operands in registers.
+    """
     block_q, block_k, warps, stages = most
-    if dim > 64 or wide:
+    if wide:
+        block_q, block_k, stages = 32, 32 if dim <= 64 else 16, 1
+    elif dim > 64:
         block_q, block_k = min(block_q, 64), min(block_k, 32)
     block_q, block_k = _cut(queries, block_q), _cut(keys, block_k)
     warps = min(warps, max(1, block_q * block_k // 512))
@@ -80,10 +87,10 @@ def plan(dim: int, vector: int, window: int, key_window: int, shift: int, dtype:
     wide = dtype == torch.float32
     sizes = dim, window**2, key_window**2
     return Plan(
-        forward={**common, **_settings(*sizes, (128, 64, 8, 2), wide)},
-        queries={**common, **_settings(*sizes, (64, 64, 4, 2), wide)},
-        keys={**common, **_settings(*sizes, (64, 64, 4, 2), wide)},
-        bias={**common, **_settings(*sizes, (64, 64, 4, 2), wide)},
+        forward={**common, **_settings(*sizes, FORWARD, wide)},
+        queries={**common, **_settings(*sizes, QUERIES, wide)},
+        keys={**common, **_settings(*sizes, KEYS, wide)},
+        bias={**common, **_settings(*sizes, BIAS, wide)},
     )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..dispatch import use_triton
 from .torch_impl import window_attention_backward_torch, window_attention_torch
 
-LARGEST_HEAD = 256  # numbers of a head that a program of the Triton kernels can hold
+LARGEST_HEAD = 128  # numbers of a head that a program of the Triton kernels can hold
 
 _INPUTS = "Tensor q, Tensor k, Tensor v, Tensor? bias_table"
 _SETTINGS = "int window, int key_window, int shift, float scale, str impl"
