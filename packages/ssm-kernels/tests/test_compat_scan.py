@@ -258,6 +258,23 @@ def test_state_update_equals_the_published_one(name, function):
         torch.testing.assert_close(state, tensors[f"output.{case}state"], rtol=0, atol=1e-12)  # changed in place
 
 
+@pytest.mark.parametrize("groups", [None, 2])
+def test_state_update_with_one_rate_per_head(groups):
+    """Mamba-2 expands step, rate and bias over a head: another operator, the same numbers as without expanding."""
+    torch.manual_seed(0)
+    shape = (2, 4, 3, 5)  # B, H, P, N
+    dt, bias = (torch.randn(*size, 1, dtype=torch.float64).expand(*size, 3) for size in ((2, 4), (4,)))
+    A = -torch.rand(4, 1, 1, dtype=torch.float64).expand(4, 3, 5)
+    x, z, D = (torch.randn(size, dtype=torch.float64) for size in (shape[:3], shape[:3], shape[1:3]))
+    B, C = torch.randn(2, 2, *([groups] if groups else []), 5, dtype=torch.float64)
+    ends = []
+    for form in (torch.Tensor.contiguous, lambda t: t):
+        state = torch.ones(shape, dtype=torch.float64)
+        step = {"dt": form(dt), "A": form(A), "dt_bias": form(bias)}
+        ends.append((selective_state_update(state, x, B=B, C=C, D=D, z=z, **step, dt_softplus=True), state))
+    torch.testing.assert_close(ends[0], ends[1])
+
+
 def test_state_update_of_chosen_rows():
     tensors, _ = golden("mamba_state_update_heads")
     x = {key: leaf.detach() for key, leaf in inputs(tensors).items()}

@@ -1,4 +1,6 @@
-"""mamba-ssm's one-token update, as in `mamba_ssm.ops.triton.selective_state_update`, on `selective_scan_step`.
+"""mamba-ssm's one-token update, as in `mamba_ssm.ops.triton.selective_state_update`.
+
+It is `selective_scan_step` and, where every head has one rate, `ssd_step`.
 
 Letters: B batch, H heads, P channels of a head, N state, G groups of heads that share B and C. Without an axis H, P
 counts all channels.
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from ..ops.checks import check_shape, refuse
 from ..ops.selective_scan_step import selective_scan_step
+from ..ops.ssd_step import ssd_step
 from .scan import check_real
 
 
@@ -86,25 +89,46 @@ def _update(
 ) -> Tensor:
     _check(state, x, dt, A, B, C, D, z, dt_bias, state_batch_indices)
     now = state if state_batch_indices is None else state[state_batch_indices]
-    y, after = selective_scan_step(
-        x.flatten(1),
-        dt.flatten(1),
-        A.flatten(0, -2),
-        B,
-        C,
-        None if D is None else D.flatten(),
-        state=now.flatten(1, -2),
-        z=None if z is None else z.flatten(1),
-        dt_bias=None if dt_bias is None else dt_bias.flatten(),
-        dt_softplus=bool(dt_softplus),
-        impl=impl,
-    )
+    if _one_per_head(dt, A, dt_bias):
+        y, after = ssd_step(
+            x,
+            dt[..., 0],
+            A[..., 0, 0],
+            B.unsqueeze(1) if B.dim() == 2 else B,
+            C.unsqueeze(1) if C.dim() == 2 else C,
+            D,
+            state=now,
+            z=z,
+            dt_bias=None if dt_bias is None else dt_bias[..., 0],
+            dt_softplus=bool(dt_softplus),
+            impl=impl,
+        )
+    else:
+        y, after = selective_scan_step(
+            x.flatten(1),
+            dt.flatten(1),
+            A.flatten(0, -2),
+            B,
+            C,
+            None if D is None else D.flatten(),
+            state=now.flatten(1, -2),
+            z=None if z is None else z.flatten(1),
+            dt_bias=None if dt_bias is None else dt_bias.flatten(),
+            dt_softplus=bool(dt_softplus),
+            impl=impl,
+        )
     with torch.no_grad():
         if state_batch_indices is None:
             state.copy_(after.view(state.shape))
         else:
             state[state_batch_indices.long()] = after.view(now.shape).to(state.dtype)
     return y.view(x.shape)
+
+
+def _one_per_head(dt: Tensor, A: Tensor, dt_bias: Tensor | None) -> bool:
+    """Say whether every head has one step and one rate, expanded over its channels and states, as in Mamba-2."""
+    expanded = A.dim() == 3 and A.stride(1) == 0 == A.stride(2) and dt.stride(-1) == 0
+    return expanded and (dt_bias is None or dt_bias.stride(-1) == 0)
 
 
 def _check(
