@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .ops.depthwise_conv1d_step import depthwise_conv1d_step
     from .ops.linear_scan import linear_scan, linear_scan_bidirectional, linear_scan_step
     from .ops.long_conv1d import long_conv1d
+    from .ops.s4_kernel import s4_discretize, s4_kernel
     from .ops.selective_scan import selective_scan
     from .ops.selective_scan_2d import cross_merge, cross_scan, selective_scan_2d
     from .ops.selective_scan_bidirectional import selective_scan_bidirectional
@@ -27,6 +28,8 @@ __all__ = [
     "linear_scan_bidirectional",
     "linear_scan_step",
     "long_conv1d",
+    "s4_discretize",
+    "s4_kernel",
     "selective_scan",
     "selective_scan_2d",
     "selective_scan_bidirectional",
@@ -44,6 +47,7 @@ _HOME = {
     "linear_scan_bidirectional": "linear_scan",
     "linear_scan_step": "linear_scan",
     "ssd_bidirectional": "ssd",
+    "s4_discretize": "s4_kernel",
 }  # operators that share a folder
 
 

@@ -5,12 +5,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .bidirectional import BidirectionalMamba
     from .mamba import Mamba
+    from .s4 import S4
+    from .s4d import S4D
+    from .s5 import S5
     from .ss2d import SS2D
     from .window import OverlappingWindowAttention, WindowAttention
 
-__all__ = ["SS2D", "BidirectionalMamba", "Mamba", "OverlappingWindowAttention", "WindowAttention"]
+__all__ = ["S4", "S4D", "S5", "SS2D", "BidirectionalMamba", "Mamba", "OverlappingWindowAttention", "WindowAttention"]
 
 _HOME = {
+    "S4D": "s4d",
+    "S5": "s5",
+    "S4": "s4",
     "BidirectionalMamba": "bidirectional",
     "Mamba": "mamba",
     "OverlappingWindowAttention": "window",
