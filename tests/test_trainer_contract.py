@@ -82,6 +82,53 @@ def load_mamba_diffusion(folder: Path) -> Any:
     return SparseField.from_pretrained(folder)
 
 
+def classes(folder: Path) -> None:
+    """The same two pictures, one a third as bright, each a class of its own."""
+    from PIL import Image
+
+    photos(folder)
+    for number in range(2):
+        (folder / f"class{number}").mkdir()
+        file = folder / f"photo{number}.png"
+        darker = np.asarray(Image.open(file)) // (1 + 2 * number)
+        Image.fromarray(darker).save(folder / f"class{number}" / file.name)
+        file.unlink()
+
+
+def broken_class(folder: Path) -> str:
+    (folder / "class0" / "broken.png").write_bytes((folder / "class0" / "photo0.png").read_bytes()[:200])
+    return "broken.png"
+
+
+def load_vim(folder: Path) -> Any:
+    from vim_compress.vim import VisionMamba
+
+    return VisionMamba.from_pretrained(folder)
+
+
+def captioned_photos(folder: Path) -> None:
+    """Two pictures with captions, the captions as vectors, and a tokenizer with random weights."""
+    import torch
+    from muse_mamba.text import TextCache
+    from muse_mamba.tokenizer import VQTokenizer, tokenizer_preset
+
+    photos(folder)
+    captions = ["a wave", "another wave"]
+    rows = [{"file_name": f"photo{number}.png", "text": text} for number, text in enumerate(captions)]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = np.random.default_rng(0).integers(-127, 128, (5, 8), dtype=np.int8)
+    scales = np.full(5, 0.01, np.float16)
+    TextCache(values, scales, np.array([0, 2, 5]), captions, "random").save(folder / "text.safetensors")
+    torch.manual_seed(0)
+    VQTokenizer(tokenizer_preset("tiny")).save_pretrained(folder / "tokenizer")
+
+
+def load_muse_mamba(folder: Path) -> Any:
+    from muse_mamba.model import TokenModel
+
+    return TokenModel.from_pretrained(folder)
+
+
 TRAINERS = {
     "hybrid-sr": Trainer(
         module="hybrid_sr.train",
@@ -106,6 +153,17 @@ TRAINERS = {
         spoil=broken_photo,
         load=load_muse_tokenizer,
     ),
+    "muse-mamba": Trainer(
+        module="muse_mamba.train",
+        arguments=(
+            *("tiny", "--method", "attn-xz", "--repeats", "4", "--validation", "none", "--workers", "0"),
+            *("--lr", "0.02", "--global_batch", "2", "--micro_batch", "2", "--warmup", "1", "--ema", "0.9"),
+            *("--steps", str(STEPS), "--log_every", "1", "--save_every", "2", "--sample_every", "8"),
+        ),
+        make_data=captioned_photos,
+        spoil=broken_photo,
+        load=load_muse_mamba,
+    ),
     "mamba-diffusion": Trainer(
         module="mamba_diffusion.train",
         arguments=(
@@ -116,6 +174,18 @@ TRAINERS = {
         make_data=photos,
         spoil=broken_photo,
         load=load_mamba_diffusion,
+    ),
+    "vim-compress": Trainer(
+        module="vim_compress.train",
+        arguments=(
+            *("tiny", "--repeats", "4", "--validation", "none", "--workers", "0", "--lr", "0.005", "--flip", "0"),
+            *("--sparsity.score", "taylor", "--sparsity.final", "0.2", "--sparsity.end", "6"),
+            *("--sparsity.update_every", "2", "--global_batch", "2", "--micro_batch", "2", "--warmup", "1"),
+            *("--ema", "0.9", "--steps", str(STEPS), "--log_every", "1", "--save_every", "2", "--sample_every", "8"),
+        ),
+        make_data=classes,
+        spoil=broken_class,
+        load=load_vim,
     ),
 }
 

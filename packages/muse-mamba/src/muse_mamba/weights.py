@@ -1,0 +1,37 @@
+"""The weights that come with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .pretrained import WEIGHTS
+
+SHIPPED = Path(__file__).parent / "weights"
+TOKENIZER_NAME, MODEL_NAME = "emoji-64", "ship"
+
+
+def shipped_tokenizer() -> Path:
+    """Return the folder of the tokenizer that ships.
+
+    Raises:
+        ValueError: None does.
+    """
+    return _shipped(TOKENIZER_NAME, "tokenizer", "--tokenizer", "muse-mamba train-tokenizer emoji-64 --out runs/tok")
+
+
+def shipped_model() -> Path:
+    """Return the folder of the token model that ships.
+
+    Raises:
+        ValueError: None does.
+    """
+    return _shipped(MODEL_NAME, "token model", "--model", "muse-mamba train ship --out runs/model")
+
+
+def _shipped(name: str, what: str, option: str, command: str) -> Path:
+    folder = SHIPPED / name
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(
+            f"no trained {what} ships with this version; train one with: {command}, and give it by {option}"
+        )
+    return folder
