@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from ..launch import launch
 from .kernels_device import carry_kernel, forward_kernel, local_kernel, sum_kernel
 from .kernels_device_backward import backward_kernel
 from .kernels_plan import (
@@ -83,21 +84,15 @@ def launch_forward(scan: Scan, *, save_states: bool, out: Tensor, added: Tensor 
         if scan.span:
             entering = scan.buffer(scan.units)
             _launch_local(scan, scan.x, scan.B, entering, scan.initial, final, adjoint=False)
-        forward_kernel[(scan.units * scan.groups * scan.blocks,)](
-            x=scan.x,
-            x_b=scan.x.stride(0),
-            x_t=scan.x.stride(1),
-            initial=scan.initial,
-            added=added,
-            y=out,
-            saved=saved if save_states else None,
-            entering=entering,
-            final=final,
-            **scan.common(),
-            **scan.skip(),
-            **scan.weights("B", scan.B),
-            **scan.weights("C", scan.C),
-        )
+        tensors = {"x": scan.x, "B": scan.B, "C": scan.C, "D": scan.D, "initial": scan.initial, "added": added}
+        tensors |= {"y": out, "saved": saved if save_states else None, "entering": entering, "final": final}
+
+        def constants() -> dict[str, object]:
+            weights = scan.strides("B", scan.B) | scan.strides("C", scan.C)
+            return scan.constants() | scan.sizes() | weights | {"x_b": scan.x.stride(0), "x_t": scan.x.stride(1)}
+
+        programs = scan.units * scan.groups * scan.blocks
+        launch(forward_kernel, programs, scan.key, tensors | scan.tensors(), constants)
     return final, saved
 
 
@@ -123,21 +118,18 @@ def _launch_local(
         adjoint: Walk from the last step to the first.
     """
     totals = torch.empty_like(ends)
-    local_kernel[(scan.units * scan.groups * scan.blocks,)](
-        x=values,
-        x_b=values.stride(0),
-        x_t=values.stride(1),
-        ends=ends,
-        totals=totals,
-        ADJOINT=adjoint,
-        **scan.common(gated=adjoint),
-        **scan.weights("W", weights),
-    )
+    tensors = {"x": values, "W": weights, "ends": ends, "totals": totals} | scan.tensors(gated=adjoint)
+
+    def constants() -> dict[str, object]:
+        own = {"x_b": values.stride(0), "x_t": values.stride(1), "ADJOINT": adjoint}
+        return scan.constants(gated=adjoint) | scan.strides("W", weights) | own
+
+    key = (scan.key, values.stride(), adjoint)
+    launch(local_kernel, scan.units * scan.groups * scan.blocks, key, tensors, constants)
     size = final[0].numel()
-    carry_kernel[(scan.rows * cdiv(size, FLAT_BLOCK),)](
-        ends, totals, initial, final, scan.span_base, scan.spans, size, ADJOINT=adjoint, BLOCK=FLAT_BLOCK,
-        AHEAD=AHEAD, **FUSION,
-    )  # fmt: skip
+    tensors = {"ends": ends, "totals": totals, "initial": initial, "final": final, "span_base": scan.span_base}
+    sizes = {"spans": scan.spans, "size": size, "ADJOINT": adjoint, "BLOCK": FLAT_BLOCK, "AHEAD": AHEAD, **FUSION}
+    launch(carry_kernel, scan.rows * cdiv(size, FLAT_BLOCK), key, tensors, lambda: sizes)
 
 
 def backward(
@@ -225,34 +217,21 @@ def launch_backward(
             adjoints.zero_()
         else:
             adjoints.copy_(grad_final)
-        for first_program in range(0, items, programs):
-            backward_kernel[(min(programs, items - first_program),)](
-                first_program=first_program,
-                x=x,
-                x_b=x.stride(0),
-                x_t=x.stride(1),
-                grad_y=grad_y,
-                grad_b=grad_y.stride(0),
-                grad_t=grad_y.stride(1),
-                saved=chunk_states,
-                adjoints=adjoints,
-                scratch=scratch,
-                added=added,
-                grad_x=grad_x,
-                grad_dt=grad_dt,
-                grad_z=grad_z,
-                part_A=part_A,
-                part_BC=part_BC,
-                part_D=part_D,
-                part_bias=part_bias,
-                grad_initial=grad_initial,
-                BLOCK_K=min(scan.block[0], BACKWARD_STATES),
-                RESIDENT=state <= RESIDENT_STATES,
-                **scan.common() | {"STEPS": steps},
-                **scan.skip(),
-                **scan.weights("B", scan.B),
-                **scan.weights("C", scan.C),
-            )
+        tensors = {"x": x, "B": scan.B, "C": scan.C, "D": scan.D, "grad_y": grad_y, "saved": chunk_states}
+        tensors |= {"adjoints": adjoints, "scratch": scratch, "added": added, "grad_initial": grad_initial}
+        tensors |= {"grad_x": grad_x, "grad_dt": grad_dt, "grad_z": grad_z}
+        tensors |= {"part_A": part_A, "part_BC": part_BC, "part_D": part_D, "part_bias": part_bias} | scan.tensors()
+
+        def constants() -> dict[str, object]:
+            own = {"x_b": x.stride(0), "x_t": x.stride(1), "grad_b": grad_y.stride(0), "grad_t": grad_y.stride(1)}
+            own |= {"STEPS": steps, "RESIDENT": state <= RESIDENT_STATES}
+            own |= {"BLOCK_K": min(scan.block[0], BACKWARD_STATES)}
+            weights = scan.strides("B", scan.B) | scan.strides("C", scan.C)
+            return scan.constants() | scan.sizes() | weights | own
+
+        for first in range(0, items, programs):
+            some = min(programs, items - first)
+            launch(backward_kernel, some, (scan.key, grad_y.stride()), tensors | {"first_program": first}, constants)
         grad_A = _sum_units(scan, part_A, scan.A.shape[0]).mT
         grad_D = None if scan.D is None else _sum_units(scan, part_D, scan.D.shape[0])
         grad_bias = None if scan.dt_bias is None else _sum_units(scan, part_bias, scan.directions)
@@ -272,7 +251,8 @@ def _sum_units(scan: Scan, parts: Tensor, kinds: int) -> Tensor:
         return parts
     out = parts.new_empty(scan.rows, *parts.shape[1:])
     size = out[0].numel()
-    sum_kernel[(scan.rows * cdiv(size, FLAT_BLOCK),)](parts, out, base, size, BLOCK=FLAT_BLOCK, **FUSION)
+    tensors = {"parts": parts, "out": out, "base": base, "size": size}
+    launch(sum_kernel, scan.rows * cdiv(size, FLAT_BLOCK), None, tensors, lambda: {"BLOCK": FLAT_BLOCK, **FUSION})
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -53,6 +54,7 @@ class Scan:
     dt_softplus: bool
     reverse: bool
     scale: float
+    key: Hashable  # all of the above but the tensors' contents
 
     @property
     def directions(self) -> int:
@@ -104,19 +106,24 @@ class Scan:
         """Room for states (rows, N, D)."""
         return self.x.new_empty(rows, *self.A.shape[1:], dtype=torch.float32)
 
-    def common(self, gated: bool = True) -> dict[str, object]:
-        """Return the arguments that every kernel over time takes under the same name, without the gate if asked to."""
-        z, dt = self.z if gated else None, self.dt
-        padded, warps = self.block
+    def tensors(self, gated: bool = True) -> dict[str, Tensor | None]:
+        """Return the tensors that every kernel over time takes under the same name, without the gate if asked to."""
         return {
-            "dt": dt,
+            "dt": self.dt,
             "A": self.A,
-            "z": z,
+            "z": self.z if gated else None,
             "dt_bias": self.dt_bias,
             "cu_seqlens": self.cu_seqlens,
             "slot_base": self.slot_base,
             "span_base": self.span_base,
             "span_row": self.span_row,
+        }
+
+    def constants(self, gated: bool = True) -> dict[str, object]:
+        """Return the other arguments that these kernels share: they follow from `key`."""
+        z, dt = self.z if gated else None, self.dt
+        padded, warps = self.block
+        return {
             "length": self.x.shape[1],
             "slots": self.slots,
             "span": self.span,
@@ -160,14 +167,14 @@ class Scan:
         strides += [self.x.shape[2] * self.directions, 2 * self.A.shape[1] * self.groups * self.directions]
         return self.x.shape[1] * max(strides) >= 2**31
 
-    def weights(self, name: str, t: Tensor) -> dict[str, object]:
-        """Return B or C (or W in its place) with its strides in multiples of `align`."""
+    def strides(self, name: str, t: Tensor) -> dict[str, int]:
+        """Return the strides of B or C (or W in its place) in multiples of `align`."""
         b, length, g = (stride // self.align for stride in t.stride()[:3])
-        return {name: t, f"{name}_b": b, f"{name}_t": length, f"{name}_g": g}
+        return {f"{name}_b": b, f"{name}_t": length, f"{name}_g": g}
 
-    def skip(self) -> dict[str, object]:
-        """Return D with its rows."""
-        return {"D": self.D, "D_rows": 1 if self.D is None else self.D.shape[0], "batches": self.x.shape[0]}
+    def sizes(self) -> dict[str, int]:
+        """Return what the kernels that take D need besides."""
+        return {"D_rows": 1 if self.D is None else self.D.shape[0], "batches": self.x.shape[0]}
 
 
 def prepare(
@@ -235,33 +242,21 @@ def prepare(
             span_base = torch.nn.functional.pad((slots_of + (span - 1)) // span, (1, 0)).cumsum(0)
             every = torch.arange(length // (chunk * span) + rows, device=x.device)
             span_row = torch.searchsorted(span_base[1:], every, right=True).clamp_(max=rows - 1)
-    return Scan(
-        x=unit_stride(x),
-        dt=unit_stride(dt),
-        A=transposed(A if A.dim() == 3 else A[None]),
-        B=B,
-        C=C,
-        D=None if D is None else parameter(D if D.dim() == 2 else D[None]),
-        z=None if z is None else unit_stride(z),
-        dt_bias=None if dt_bias is None else parameter(dt_bias),
-        initial=None if initial_state is None else transposed(initial_state),
-        cu_seqlens=cu_seqlens,
-        slot_base=slot_base,
-        span_base=span_base,
-        span_row=span_row,
-        words=words,
-        align=align,
-        rows=rows,
-        slots=slots,
-        span=span,
-        chunk=chunk,
-        codes=codes,
-        height=height,
-        line=line,
-        dt_softplus=dt_softplus,
-        reverse=reverse,
-        scale=scale,
+    tensors = (
+        unit_stride(x),
+        unit_stride(dt),
+        transposed(A if A.dim() == 3 else A[None]),
+        B,
+        C,
+        None if D is None else parameter(D if D.dim() == 2 else D[None]),
+        None if z is None else unit_stride(z),
+        None if dt_bias is None else parameter(dt_bias),
+        None if initial_state is None else transposed(initial_state),
+        cu_seqlens,
     )
+    sizes = (words, align, rows, slots, span, chunk, codes, height, line, dt_softplus, reverse, scale)
+    kinds = tuple([None if t is None else (t.dtype, t.shape, t.stride()) for t in tensors])
+    return Scan(*tensors, slot_base, span_base, span_row, *sizes, (kinds, sizes))
 
 
 def _span(rows: int, groups: int, channels: int, state: int, length: int, chunk: int, wanted: int) -> int:

@@ -1,0 +1,57 @@
+"""Kernel launches that cost the host microseconds.
+
+Triton looks at every argument of every launch to find the compiled kernel, which takes longer than a small kernel runs.
+Here it does so once per case: the caller names what the launch depends on, and the compiled kernel is kept with all
+arguments but the tensors bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from torch import Tensor
+
+LIMIT = 4096  # launches that are kept; a program that meets more kinds than this begins anew
+
+_kept: dict[Hashable, tuple[Any, list[Any], list[int]]] = {}
+
+
+def launch(
+    kernel: Any,
+    programs: int,
+    key: Hashable,
+    tensors: dict[str, Tensor | int | None],
+    constants: Callable[[], dict[str, Any]],
+) -> None:
+    """Run a Triton kernel on a grid of one axis.
+
+    Args:
+        kernel: What `triton.jit` made.
+        programs: How many.
+        key: All that `constants` depends on.
+        tensors: Arguments that differ from launch to launch: tensors, and numbers that are not specialised on. Which
+            of them are None, their dtypes and their alignment join the key.
+        constants: Makes the other arguments and the options; called only for a new key.
+    """
+    values = tensors.values()
+    kinds = tuple(
+        [(t.dtype, t.data_ptr() & 15, t.device.index) if isinstance(t, Tensor) else t is None for t in values]
+    )
+    full = (id(kernel), key, kinds)
+    found = _kept.get(full)
+    if found is not None:
+        compiled, bound, slots = found
+        bound = bound.copy()
+        for slot, value in zip(slots, values, strict=True):
+            bound[slot] = value
+        compiled[(programs, 1, 1)](*bound)
+        return
+    made = constants()
+    compiled = kernel[(programs,)](**tensors, **made)
+    if compiled is None:  # Triton's interpreter
+        return
+    if len(_kept) >= LIMIT:
+        _kept.clear()
+    names = kernel.arg_names
+    _kept[full] = compiled, [made.get(name) for name in names], [names.index(name) for name in tensors]
