@@ -11,6 +11,7 @@ from torch import Tensor
 from ..checks import refuse
 from ..dispatch import use_triton
 from . import torch_impl
+from .kernels_single_plan import suits
 
 CHUNK = 64  # steps between the states that the forward saves for the backward
 
@@ -66,9 +67,10 @@ def _forward(
     args = (x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens, dt_softplus, reverse)
     with torch.autocast(device_type=x.device.type, enabled=False):
         if use_triton(impl, x):
-            from . import kernels  # on the first launch, not on import
+            from . import kernels, kernels_single  # on the first launch, not on import
 
-            return kernels.forward(*args, save_states=save_states, chunk=CHUNK)
+            chosen = kernels_single if suits(A, cu_seqlens) else kernels
+            return chosen.forward(*args, save_states=save_states, chunk=CHUNK)
         y, final, states = torch_impl.forward(*args, save_states=save_states, chunk=CHUNK)
         return y, final.mT.contiguous().mT, states  # channels next to one another, as the kernels leave it
 

@@ -11,8 +11,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..selective_scan import kernels_single as single
 from ..selective_scan.kernels import launch_backward, launch_forward, like
 from ..selective_scan.kernels_plan import Scan, partial_dtype, prepare
+from ..selective_scan.kernels_single_plan import Single, suits
+from ..selective_scan.kernels_single_plan import prepare as prepare_single
 
 
 def _pixels(t: Tensor) -> Tensor:
@@ -28,10 +31,27 @@ def _prepare(
     span: int | None,
 ) -> Scan:
     x, dt, A, B, C, D, dt_bias = inputs
-    options = {"codes": tuple(codes), "height": x.shape[1], "line": x.shape[2], "chunk": chunk, "span": span}
-    pixels = (_pixels(t) for t in (x, dt))
-    weights = (_pixels(t) for t in (B, C))
-    return prepare(*pixels, A, *weights, D, None, dt_bias, None, None, softplus, False, **options)
+    x, dt, B, C, height, line = _pixels(x), _pixels(dt), _pixels(B), _pixels(C), x.shape[1], x.shape[2]
+    rest = (D, None, dt_bias, None, None, softplus, False)
+    return prepare(
+        x, dt, A, B, C, *rest, chunk=chunk, span=span, codes=tuple(codes), height=height, line=line
+    )  # fmt: skip
+
+
+def _prepare_single(
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
+    softplus: bool,
+    codes: Sequence[int],
+    chunk: int,
+    span: int | None,
+) -> Single:
+    """As `_prepare`, for one state per channel."""
+    x, dt, A, B, C, D, dt_bias = inputs
+    x, dt, B, C, height, line = _pixels(x), _pixels(dt), _pixels(B), _pixels(C), x.shape[1], x.shape[2]
+    rest = (D, None, dt_bias, None, softplus, False)
+    return prepare_single(
+        x, dt, A, B, C, *rest, chunk=chunk, span=span, codes=tuple(codes), height=height, line=line
+    )  # fmt: skip
 
 
 def forward(
@@ -65,11 +85,17 @@ def forward(
         chunk: Steps per chunk.
         span: Chunks per program, 0 for whole rows; None decides by size.
     """
-    scan = _prepare((x, dt, A, B, C, D, dt_bias), dt_softplus, codes, chunk, span)
+    inputs = (x, dt, A, B, C, D, dt_bias)
     kind = x.dtype if len(codes) == 1 else partial_dtype(x.dtype)
     parts = torch.empty((len(codes), *x.shape), dtype=kind, device=x.device)
-    _, saved = launch_forward(scan, save_states=save_states, out=parts)
-    y = parts[0] if len(codes) == 1 else torch.sum(parts, 0, dtype=torch.float32).to(x.dtype)
+    if suits(A, None, max(x.shape[1:3])):
+        scan = _prepare_single(inputs, dt_softplus, codes, chunk, span)
+        _, saved = single.launch_forward(scan, save_states=save_states, out=parts)
+        y = single.add_parts(parts, torch.empty(x.shape, dtype=x.dtype, device=x.device))
+    else:
+        scan = _prepare(inputs, dt_softplus, codes, chunk, span)
+        _, saved = launch_forward(scan, save_states=save_states, out=parts)
+        y = parts[0] if len(codes) == 1 else torch.sum(parts, 0, dtype=torch.float32).to(x.dtype)
     return y, saved.view(saved.shape[0], *A.shape[1:])
 
 

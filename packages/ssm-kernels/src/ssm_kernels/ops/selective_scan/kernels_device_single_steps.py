@@ -1,0 +1,136 @@
+"""What the kernels for one state per channel share: places of a tile's steps, arithmetic, composition of steps.
+
+A tile is T steps of a row by BLOCK_D channels. One warp holds it with a channel per lane and all steps of the channel
+in that lane's registers, which is Triton's own choice for a tile of this shape as long as nobody tells it that the
+addresses are aligned. Nothing depends on the layout but speed: what runs along the steps is then a chain of
+instructions inside a thread, and all else is written once for the tile instead of once per step.
+"""
+
+# This is Triton's language: a branch on a constexpr is decided when compiling; the file is left out of pyright
+# (pyproject.toml).
+
+import triton
+import triton.language as tl
+from triton.language.standard import _sum_combine
+
+from .kernels_device_steps import LOG2_E, sigmoid, softplus
+
+
+@triton.jit
+def run(a, b, state, t, T: tl.constexpr):
+    """Return the states h -> a * h + b after every step of a tile, those before, and the last one.
+
+    Row j of a tile is a sum in which all other rows are zero: inside a thread that is a register, and costs nothing.
+    """
+    after = b
+    before = b
+    for j in tl.static_range(T):
+        here = (t == j)[:, None]
+        before = tl.where(here, state[None, :], before)
+        decay = tl.reduce(tl.where(here, a, 0.0), 0, _sum_combine)
+        state = decay * state + tl.reduce(tl.where(here, b, 0.0), 0, _sum_combine)
+        after = tl.where(here, state[None, :], after)
+    return after, before, state
+
+
+@triton.jit
+def run_adjoint(a, w, passed, t, T: tl.constexpr):
+    """Return a tile's gradients g = w + s from its end, what each passes on, s = a * g, and the last s."""
+    grads = w
+    passes = w
+    for j in tl.static_range(T - 1, -1, -1):
+        here = (t == j)[:, None]
+        grad = tl.reduce(tl.where(here, w, 0.0), 0, _sum_combine) + passed
+        passed = tl.reduce(tl.where(here, a, 0.0), 0, _sum_combine) * grad
+        grads = tl.where(here, grad[None, :], grads)
+        passes = tl.where(here, passed[None, :], passes)
+    return grads, passes, passed
+
+
+@triton.jit
+def locate(i, t, count, height, line, magic, COLUMN: tl.constexpr, REVERSE: tl.constexpr):
+    """Return a place, and those of the steps i + t of a row relative to it.
+
+    COLUMN runs down the columns of an image of `height` lines, `magic` being 2**32 / height rounded up: a product
+    takes the place of a division, exact as long as height * (height + T) is below 2**32. There the places are relative
+    to 0, which makes an address one instruction; along a row they are constants.
+    """
+    if COLUMN:
+        column = i // height
+        down = i - column * height
+        place = down * line + column
+        turn = 1 - height * line
+        if REVERSE:
+            place = count - 1 - place
+            line = -line
+            turn = -turn
+        columns = tl.umulhi((down + t).to(tl.uint32), magic.to(tl.uint32)).to(tl.int32)
+        offsets = place + t * line + columns * turn
+        place = i * 0
+    elif REVERSE:
+        place = count - 1 - i
+        offsets = -t
+    else:
+        place = i
+        offsets = t
+    return place.to(tl.int64), offsets
+
+
+@triton.jit
+def address(pointer, d, place, offsets, STRIDE: tl.constexpr, COLUMN: tl.constexpr):
+    """Return the addresses of a tile from that of a row's first place and the channels."""
+    if COLUMN:
+        at = pointer + ((offsets * STRIDE)[:, None] + d[None, :])
+    else:
+        at = (pointer + d[None, :]) + place * STRIDE + (offsets * STRIDE)[:, None]
+    return at
+
+
+@triton.jit
+def load_tile(pointer, d, place, offsets, STRIDE: tl.constexpr, COLUMN: tl.constexpr):
+    """Load a tile in the stored type."""
+    return tl.load(address(pointer, d, place, offsets, STRIDE, COLUMN))
+
+
+@triton.jit
+def load_weights(pointer, place, offsets, STRIDE: tl.constexpr):
+    """Load one number per step in the stored type."""
+    return tl.load(pointer + place * STRIDE + offsets * STRIDE)
+
+
+@triton.jit
+def time_steps(raw, bias, SOFTPLUS: tl.constexpr, PRECISE: tl.constexpr):
+    """Return delta and its derivative by `raw`; a kernel that does not use the latter does not compute it.
+
+    log(1 + e) / e on [0, 1] is a polynomial fitted at Chebyshev points, to 1.2e-7.
+    """
+    value = raw.to(tl.float32) + bias
+    slope = value
+    if SOFTPLUS:
+        if PRECISE:
+            delta = softplus(value, True)
+            slope = sigmoid(value, True)
+        else:
+            e = tl.exp2(tl.abs(value) * -LOG2_E)
+            series = 0.07836166769266129 + e * (-0.02958850748836994 + e * 0.005253457929939032)
+            series = 0.19111430644989014 + e * (-0.13674770295619965 + e * series)
+            series = 0.33319270610809326 + e * (-0.24844369292259216 + e * series)
+            series = 1.0 + e * (-0.49999502301216125 + e * series)
+            delta = tl.maximum(value, 0.0) + e * series
+            slope = tl.where(value >= 0, 1.0, e) / (1.0 + e)
+    else:
+        delta = value
+    return delta, slope
+
+
+@triton.jit
+def enter_span(ends, totals, state, count, step, here, T: tl.constexpr):
+    """Carry a state over `count` spans; step `step` leads from one to the next, `ends` and `totals` are the first's."""
+    t = tl.arange(0, T)
+    for s in range(0, count, T):
+        at = ((s + t) * step)[:, None]
+        alive = ((s + t) < count)[:, None] & here
+        a = tl.load(totals + at, mask=alive, other=1.0)
+        b = tl.load(ends + at, mask=alive, other=0.0)
+        _, _, state = run(a, b, state, t, T)
+    return state
