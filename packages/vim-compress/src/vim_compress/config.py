@@ -50,11 +50,13 @@ class VimConfig:
         stem: What makes the tokens: one convolution of patches, or inverted residuals.
         gates: A factor for every inner channel before out_proj, which is trained towards zero and can be folded away.
         drop_path: Highest rate of stochastic depth.
+        norm_eps: Added to the mean square in the norms.
         init: "official" repeats Vim's slip of starting the backward steps at 0.69; "fixed" starts both alike.
         widths: Sizes that differ from the default, by name: "layers.3.inner", "layers.3.state" and "layers.3.state_b"
             (0 leaves the direction out).
         mean: Of the pictures, subtracted from values in [0, 1].
         std: Divides the rest.
+        crop_pct: Side of the centre that is classified over the side that a picture is resized to.
         labels: Names of the classes; empty if nobody knows them.
         domain: What pictures it was trained on.
     """
@@ -81,10 +83,12 @@ class VimConfig:
     stem: Stem = "patch"
     gates: bool = False
     drop_path: float = 0.0
+    norm_eps: float = 1e-5
     init: Init = "fixed"
     widths: dict[str, int] = field(default_factory=dict)
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    crop_pct: float = 1.0
     labels: tuple[str, ...] = ()
     domain: str = ""
 
@@ -170,6 +174,7 @@ class MambaVisionConfig:
             "levels.2.blocks.0.hidden", ".x" and ".z" (halves of a scan mixer), ".heads".
         mean: Of the pictures, subtracted from values in [0, 1].
         std: Divides the rest.
+        crop_pct: Side of the centre that is classified over the side that a picture is resized to.
         labels: Names of the classes; empty if nobody knows them.
         domain: What pictures it was trained on.
     """
@@ -201,6 +206,7 @@ class MambaVisionConfig:
     widths: dict[str, int] = field(default_factory=dict)
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    crop_pct: float = 1.0
     labels: tuple[str, ...] = ()
     domain: str = ""
 
@@ -308,6 +314,8 @@ def _shared_checks(config: ModelConfig) -> None:
         _refuse(config, "image", "two whole numbers, height and width", config.image)
     if not 0 <= config.drop_path < 1:
         _refuse(config, "drop_path", "in [0, 1)", config.drop_path)
+    if not 0 < config.crop_pct <= 1:
+        _refuse(config, "crop_pct", "above 0 and at most 1", config.crop_pct)
     for name in ("mean", "std"):
         if len(getattr(config, name)) != config.channels:
             _refuse(config, name, f"one number for each of {config.channels} channels", getattr(config, name))

@@ -17,7 +17,6 @@ from .reshape import with_channels
 from .vim import VisionMamba
 
 Network = VisionMamba | MambaVision
-CROPS = {"mambavision_t2": 0.98, "mambavision_s": 0.93}
 
 
 def make_network(config: ModelConfig) -> Network:
@@ -25,7 +24,7 @@ def make_network(config: ModelConfig) -> Network:
     return VisionMamba(config) if isinstance(config, VimConfig) else MambaVision(config)
 
 
-def pretrained_cfg(name: str, config: ModelConfig) -> dict[str, Any]:
+def pretrained_cfg(config: ModelConfig) -> dict[str, Any]:
     """Return what timm wants to know about a network and its pictures; no weights are offered for download."""
     vim = isinstance(config, VimConfig)
     return {
@@ -34,7 +33,7 @@ def pretrained_cfg(name: str, config: ModelConfig) -> dict[str, Any]:
         "input_size": (config.channels, *config.image),
         "fixed_input_size": vim,
         "pool_size": None,
-        "crop_pct": 0.9 if vim else CROPS.get(name, 1.0),
+        "crop_pct": config.crop_pct,
         "interpolation": "bicubic",
         "mean": config.mean,
         "std": config.std,
@@ -95,6 +94,6 @@ def _register(name: str, make: Callable[[], ModelConfig]) -> None:
     register_model(entry)
 
 
-default_cfgs = generate_default_cfgs({name: pretrained_cfg(name, make()) for name, make in PRESETS.items()})
+default_cfgs = generate_default_cfgs({name: pretrained_cfg(make()) for name, make in PRESETS.items()})
 for _name, _make in PRESETS.items():
     _register(_name, _make)

@@ -10,27 +10,27 @@ from .config import HALF_MEAN, HALF_STD, MambaVisionConfig, ModelConfig, VimConf
 
 def vim_tiny_patch16_224() -> ModelConfig:
     """Vim-T: 7,148,008 parameters, 76.1 % on ImageNet-1k."""
-    return VimConfig(init="official")
+    return VimConfig(init="official", crop_pct=0.9)
 
 
 def vim_small_patch16_224() -> ModelConfig:
     """Vim-S: 25,796,584 parameters, 80.5 %."""
-    return VimConfig(dim=384, init="official")
+    return VimConfig(dim=384, init="official", crop_pct=0.9)
 
 
 def vim_base_patch16_224() -> ModelConfig:
     """Vim-B: 97,598,440 parameters, 81.9 %."""
-    return VimConfig(dim=768, init="official")
+    return VimConfig(dim=768, init="official", crop_pct=0.9)
 
 
 def vim_tiny_patch16_stride8_224() -> ModelConfig:
     """Vim-T with overlapping patches: 7,250,344 parameters, 78.3 %."""
-    return VimConfig(stride=8, init="official")
+    return VimConfig(stride=8, init="official", crop_pct=0.9)
 
 
 def vim_small_patch16_stride8_224() -> ModelConfig:
     """Vim-S with overlapping patches: 26,001,256 parameters, 81.6 %."""
-    return VimConfig(dim=384, stride=8, init="official")
+    return VimConfig(dim=384, stride=8, init="official", crop_pct=0.9)
 
 
 def vim_micro_patch4_32() -> ModelConfig:
@@ -55,12 +55,12 @@ def mambavision_t() -> ModelConfig:
 
 def mambavision_t2() -> ModelConfig:
     """MambaVision-T2: 35,104,008 parameters, 82.7 %."""
-    return MambaVisionConfig(depths=(1, 3, 11, 4), drop_path=0.2)
+    return MambaVisionConfig(depths=(1, 3, 11, 4), drop_path=0.2, crop_pct=0.98)
 
 
 def mambavision_s() -> ModelConfig:
     """MambaVision-S: 50,140,584 parameters, 83.3 %."""
-    return MambaVisionConfig(dim=96, in_dim=64, depths=(3, 3, 7, 5), drop_path=0.2)
+    return MambaVisionConfig(dim=96, in_dim=64, depths=(3, 3, 7, 5), drop_path=0.2, crop_pct=0.93)
 
 
 def mambavision_b() -> ModelConfig:

@@ -20,20 +20,20 @@ from .mixer import VimMixer
 from .reshape import with_classes, with_image
 from .saved import SavedModel
 
-NORM_EPS = 1e-5
 UNDECAYED = ("A_log", "A_b_log", "D", "D_b", "gate", "gamma", "Lambda_log_neg_real", "Lambda_imag", "log_step")
 
 
 class RMSNorm(nn.Module):
     """Divide by the root mean square over the channels, in float32, and scale."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., C) to (..., C) in float32 (float64 for that)."""
-        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), NORM_EPS)
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
 
 
 class PatchEmbed(nn.Module):
@@ -54,7 +54,7 @@ class Block(nn.Module):
 
     def __init__(self, config: VimConfig, layer: int) -> None:
         super().__init__()
-        self.norm = RMSNorm(config.dim)
+        self.norm = RMSNorm(config.dim, config.norm_eps)
         self.mixer = make_mixer(config, layer)
         rate = config.drop_path * layer / max(1, config.depth - 1)
         self.drop_path = DropPath(rate) if rate else nn.Identity()
@@ -130,7 +130,7 @@ class VisionMamba(SavedModel, tags=["vision-mamba"]):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, patches + 1, dim))
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
-        self.norm_f = RMSNorm(dim)
+        self.norm_f = RMSNorm(dim, config.norm_eps)
         self.head = nn.Linear(dim, config.classes) if config.classes else nn.Identity()
         self.init_weights()
 
