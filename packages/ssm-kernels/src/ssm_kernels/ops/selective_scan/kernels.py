@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..launch import launch
-from .kernels_device import carry_kernel, forward_kernel, local_kernel, sum_kernel
+from .kernels_device import carry_kernel, forward_kernel, local_kernel, sum_kernel, sum_pairs_kernel
 from .kernels_device_backward import backward_kernel
 from .kernels_plan import (
     FUSION,
@@ -33,7 +33,8 @@ from .kernels_plan import (
 
 FLAT_BLOCK = 512  # numbers per program where the state is just a vector
 SCRATCH_BYTES = 52 * 2**20  # of the programs of the backward that run at a time: 12 per processor of an H100
-AHEAD = 8  # units whose states the carry loads at once
+AHEAD = 8  # units whose states the carry loads at once; partial sums that are loaded at once
+PAIRS_BLOCK = 128  # numbers of the gradient of B per program
 BACKWARD_STATES = 8  # n at a time in the backward
 BACKWARD_STEPS = 4  # between the states that it keeps of a chunk
 RESIDENT_STATES = 16  # that its registers hold
@@ -194,14 +195,15 @@ def launch_backward(
     x, (batch, length, channels), state = scan.x, scan.x.shape, scan.A.shape[1]
     grad_y = unit_stride(grad_y)
     grad_final = None if grad_final is None else transposed(grad_final)
-    adjoints, grad_initial = scan.buffer(scan.units), scan.buffer(scan.rows)
-    parts = scan.total_slots if scan.precise else scan.units
-    part_A = scan.buffer(parts)
+    grad_initial, resident = scan.buffer(scan.rows), state <= RESIDENT_STATES
+    started = scan.span > 0 or grad_final is not None  # otherwise every adjoint begins as zero
+    adjoints = scan.buffer(scan.units) if started or not resident else None
+    # the gradients of A (N rows), D and dt_bias (a row each), to be added over the parts
+    parts = x.new_empty(scan.total_slots if scan.precise else scan.units, state + 2, channels, dtype=torch.float32)
     shape = (scan.blocks, batch, length, scan.groups * scan.directions, state, 2)
-    part_BC = x.new_empty(shape, dtype=partial_dtype(torch.bfloat16 if scan.words == 1 else scan.B.dtype))
-    part_D, part_bias = (x.new_empty(parts, channels, dtype=torch.float32) for _ in range(2))
+    part_BC = x.new_empty(shape, dtype=partial_dtype(scan.weight_dtype))
     if scan.precise and scan.cu_seqlens is not None:  # there may be fewer chunks than there could be
-        part_A, part_D, part_bias = part_A.zero_(), part_D.zero_(), part_bias.zero_()
+        parts.zero_()
     kinds = (scan.directions, *x.shape)
     grad_x = x.new_empty(kinds, dtype=x.dtype if scan.codes is None else partial_dtype(x.dtype))
     grad_dt = torch.empty(scan.dt.shape, dtype=scan.dt.dtype, device=x.device)
@@ -211,20 +213,20 @@ def launch_backward(
     programs = min(items, SCRATCH_BYTES // (4 * scratch_each))
     scratch = x.new_empty(programs, scratch_each, dtype=torch.float32)
     with _on_device(x):
-        if scan.span:
+        if scan.span and adjoints is not None:
             _launch_local(scan, grad_y, scan.C, adjoints, grad_final, grad_initial, adjoint=True)
-        elif grad_final is None:
-            adjoints.zero_()
-        else:
+        elif grad_final is not None and adjoints is not None:
             adjoints.copy_(grad_final)
+        elif adjoints is not None:
+            adjoints.zero_()
         tensors = {"x": x, "B": scan.B, "C": scan.C, "D": scan.D, "grad_y": grad_y, "saved": chunk_states}
         tensors |= {"adjoints": adjoints, "scratch": scratch, "added": added, "grad_initial": grad_initial}
         tensors |= {"grad_x": grad_x, "grad_dt": grad_dt, "grad_z": grad_z}
-        tensors |= {"part_A": part_A, "part_BC": part_BC, "part_D": part_D, "part_bias": part_bias} | scan.tensors()
+        tensors |= {"parts": parts, "part_BC": part_BC} | scan.tensors()
 
         def constants() -> dict[str, object]:
             own = {"x_b": x.stride(0), "x_t": x.stride(1), "grad_b": grad_y.stride(0), "grad_t": grad_y.stride(1)}
-            own |= {"STEPS": steps, "RESIDENT": state <= RESIDENT_STATES}
+            own |= {"STEPS": steps, "RESIDENT": resident}
             own |= {"BLOCK_K": min(scan.block[0], BACKWARD_STATES)}
             weights = scan.strides("B", scan.B) | scan.strides("C", scan.C)
             return scan.constants() | scan.sizes() | weights | own
@@ -232,12 +234,24 @@ def launch_backward(
         for first in range(0, items, programs):
             some = min(programs, items - first)
             launch(backward_kernel, some, (scan.key, grad_y.stride()), tensors | {"first_program": first}, constants)
-        grad_A = _sum_units(scan, part_A, scan.A.shape[0]).mT
-        grad_D = None if scan.D is None else _sum_units(scan, part_D, scan.D.shape[0])
-        grad_bias = None if scan.dt_bias is None else _sum_units(scan, part_bias, scan.directions)
-    grad_B, grad_C = torch.sum(part_BC, 0, dtype=torch.float32).unbind(-1)
+        grad_A, grad_D, grad_bias = _sum_parts(scan, parts)
+        grad_B, grad_C = (torch.empty(shape[1:-1], dtype=scan.weight_dtype, device=x.device) for _ in range(2))
+        tensors = {"parts": part_BC, "first": grad_B, "second": grad_C}
+        tensors |= {"count": scan.blocks, "size": grad_B.numel()}
+        sizes = {"BLOCK": PAIRS_BLOCK, "AHEAD": AHEAD, **FUSION}
+        launch(sum_pairs_kernel, cdiv(grad_B.numel(), PAIRS_BLOCK), None, tensors, lambda: sizes)
     summed = grad_x[0] if scan.directions == 1 else grad_x.sum(0, dtype=torch.float32)
     return summed, grad_dt, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias, grad_initial.mT
+
+
+def _sum_parts(scan: Scan, parts: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Add the partial gradients of A, D and dt_bias; each has its own number of rows, often the same."""
+    kinds = {scan.A.shape[0], scan.directions} | ({scan.D.shape[0]} if scan.D is not None else set())
+    sums = {kind: _sum_units(scan, parts, kind) for kind in sorted(kinds)}
+    state = scan.A.shape[1]
+    grad_D = None if scan.D is None else sums[scan.D.shape[0]][:, state]
+    grad_bias = None if scan.dt_bias is None else sums[scan.directions][:, state + 1]
+    return sums[scan.A.shape[0]][:, :state].mT, grad_D, grad_bias
 
 
 def _sum_units(scan: Scan, parts: Tensor, kinds: int) -> Tensor:

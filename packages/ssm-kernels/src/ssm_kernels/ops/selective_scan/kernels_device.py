@@ -310,3 +310,23 @@ def sum_kernel(parts, out, base, size, BLOCK: tl.constexpr) -> None:
     for j in range(0, count):
         total += tl.load(parts + (begin + j) * size + entry, mask=here, other=0.0)
     tl.store(out + row * size + entry, total, mask=here)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def sum_pairs_kernel(parts, first, second, count, size, BLOCK: tl.constexpr, AHEAD: tl.constexpr) -> None:
+    """Add (count, size, 2) over the first axis in its order, and part the pairs: the gradients of B and C."""
+    entry = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    here = entry < size
+    both = 2 * entry[:, None] + tl.arange(0, 2)[None, :]
+    total = tl.zeros([BLOCK, 2], tl.float32)
+    for begin in range(0, count, AHEAD):
+        values = ()
+        for j in tl.static_range(AHEAD):
+            k = begin + j
+            alive = here[:, None] & less(k, count, both)
+            values = values + (tl.load(parts + k.to(tl.int64) * 2 * size + both, mask=alive, other=0.0),)
+        for j in tl.static_range(AHEAD):
+            total += values[j].to(tl.float32)
+    left, right = tl.split(total)
+    tl.store(first + entry, left.to(first.dtype.element_ty), mask=here)
+    tl.store(second + entry, right.to(second.dtype.element_ty), mask=here)

@@ -139,7 +139,7 @@ def walk_back(
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=STATES + TILES)
 def backward_kernel(
     x, dt, A, B, C, D, z, dt_bias, grad_y, saved, adjoints, scratch, added,
-    grad_x, grad_dt, grad_z, part_A, part_BC, part_D, part_bias, grad_initial,
+    grad_x, grad_dt, grad_z, parts, part_BC, grad_initial,
     cu_seqlens, slot_base, span_base, span_row,
     first_program, length, slots, span, spans, height, line, batches, groups, width, A_rows, D_rows, scale,
     x_b, x_t, dt_b, dt_k, dt_t, z_b, z_t, B_b, B_g, B_t, C_b, C_g, C_t, grad_b, grad_t,
@@ -167,8 +167,8 @@ def backward_kernel(
 
     A chunk is walked twice: forwards from its saved state, leaving the state before every STEPS steps in `scratch`;
     then block by block from the end, BLOCK_K of the n at a time. RESIDENT keeps all adjoints in registers, otherwise
-    (many states) they lie in `adjoints`. The gradient of A is summed within a chunk, then over chunks in `part_A`;
-    PRECISE keeps one partial sum per chunk, others one per unit.
+    (many states) they lie in `adjoints`. The gradient of A is summed within a chunk, then over chunks in `parts`, where
+    those of D and dt_bias lie behind it, (N + 2, D); PRECISE keeps one partial sum per chunk, others one per unit.
     """
     PER_WORD: tl.constexpr = 1 if WORDS == 0 else 2
     COLUMNS: tl.constexpr = 8  # of a product on the tensor cores, at least STEPS
@@ -215,7 +215,8 @@ def backward_kernel(
         added += (batch * length + begin) * channels
     shared = groups * DIRS
     part_BC += ((((block % blocks) * batches + batch) * length + begin) * shared + group + row % DIRS) * 2 * N
-    adjoints += unit * channels * N
+    if adjoints is not None:
+        adjoints += unit * channels * N
     A += (row % A_rows) * channels * N
     skip = load_parameter(D, (row % D_rows) * channels, d, here_d, BLOCK_D)
     bias = load_parameter(dt_bias, (row % DIRS) * channels, d, here_d, BLOCK_D)
@@ -228,15 +229,17 @@ def backward_kernel(
     part = unit
     if steps == 0:
         if not PRECISE:
-            tl.store(part_A + part * channels * N + tile, tl.zeros([BLOCK_N, BLOCK_D], tl.float32), mask=here)
+            tl.store(parts + part * channels * (N + 2) + tile, tl.zeros([BLOCK_N, BLOCK_D], tl.float32), mask=here)
     gs = ()
     for b in tl.static_range(BLOCKS_K):
-        if RESIDENT:
+        if not RESIDENT:
+            gs = gs + (tl.zeros([1], tl.float32),)
+        elif adjoints is None:
+            gs = gs + (tl.zeros([BLOCK_K, BLOCK_D], tl.float32),)
+        else:
             gs = gs + (
                 load(adjoints + b * BLOCK_K * channels + near, (b * BLOCK_K + k < N)[:, None] & here_d[None, :]),
             )
-        else:
-            gs = gs + (tl.zeros([1], tl.float32),)
     chunks = tl.cdiv(steps, CHUNK)
     for c in range(0, chunks):
         chunk = chunks - 1 - c
@@ -360,7 +363,7 @@ def backward_kernel(
                     out_words = load_steps(C + n_0 // PER_WORD + v, places, C_t * ALIGN, here_v, FULL, STEPS)
                     h = load(scratch + (s * N + n_0) * BLOCK_D + close, (n_0 + k < N)[:, None] & (lane >= 0)[None, :])
                     g = load(adjoints + some, here_some)
-                    sum_at = part_A + part * channels * N + some
+                    sum_at = parts + part * channels * (N + 2) + some
                     earlier = turn > 0
                     if not PRECISE:
                         earlier = c + turn > 0
@@ -413,7 +416,7 @@ def backward_kernel(
         if RESIDENT:
             for b in tl.static_range(BLOCKS_K):
                 here_b = (b * BLOCK_K + k < N)[:, None] & here_d[None, :]
-                sum_at = part_A + part * channels * N + b * BLOCK_K * channels + near
+                sum_at = parts + part * channels * (N + 2) + b * BLOCK_K * channels + near
                 total = sums_A[b]
                 if not PRECISE:
                     total += load(sum_at, here_b & less(0, c, near))
@@ -421,18 +424,18 @@ def backward_kernel(
         tl.debug_barrier()
         if PRECISE:
             if D is not None:
-                tl.store(part_D + part * channels + d, sum_D, mask=here_d)
+                tl.store(parts + (part * (N + 2) + N) * channels + d, sum_D, mask=here_d)
             if dt_bias is not None:
-                tl.store(part_bias + part * channels + d, sum_bias, mask=here_d)
+                tl.store(parts + (part * (N + 2) + N + 1) * channels + d, sum_bias, mask=here_d)
             sum_D = tl.zeros([BLOCK_D], tl.float32)
             sum_bias = tl.zeros([BLOCK_D], tl.float32)
             lost_D = tl.zeros([BLOCK_D], tl.float32)
             lost_bias = tl.zeros([BLOCK_D], tl.float32)
     if not PRECISE:
         if D is not None:
-            tl.store(part_D + part * channels + d, sum_D, mask=here_d)
+            tl.store(parts + (part * (N + 2) + N) * channels + d, sum_D, mask=here_d)
         if dt_bias is not None:
-            tl.store(part_bias + part * channels + d, sum_bias, mask=here_d)
+            tl.store(parts + (part * (N + 2) + N + 1) * channels + d, sum_bias, mask=here_d)
     first_of_row = less(first * CHUNK, 1, near)  # a row begins with its first unit
     if PARALLEL:
         first_of_row &= less(0, steps, near)  # packed rows may have fewer units than there are

@@ -16,7 +16,7 @@ CUT_OFF = tl.constexpr(2.0**-25)
 
 # not specialised on: a new value compiles nothing, and nobody may conclude how states are aligned
 SIZES = ["first_program", "length", "slots", "span", "spans", "height", "line", "batches", "width", "A_rows", "D_rows"]
-SIZES += ["size", "x_b", "dt_b", "z_b", "B_b", "C_b", "W_b", "grad_b"]
+SIZES += ["size", "count", "x_b", "dt_b", "z_b", "B_b", "C_b", "W_b", "grad_b"]
 STATES = [
     "A",
     "initial",
@@ -27,7 +27,7 @@ STATES = [
     "totals",
     "adjoints",
     "scratch",
-    "part_A",
+    "parts",
     "grad_initial",
 ]
 

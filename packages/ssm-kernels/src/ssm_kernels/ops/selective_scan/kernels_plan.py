@@ -87,6 +87,11 @@ class Scan:
         return self.rows * self.slots if self.cu_seqlens is None else self.x.shape[1] // self.chunk + self.rows
 
     @property
+    def weight_dtype(self) -> torch.dtype:
+        """Of B and C."""
+        return (self.B.dtype, torch.bfloat16, torch.float16)[self.words]
+
+    @property
     def precise(self) -> bool:
         """Whether single precision is wanted to its last bits."""
         return self.x.dtype == torch.float32
