@@ -43,6 +43,16 @@ class Collection:
     cache: TextCache | None = None
 
 
+def check_source(data: str | None) -> None:
+    """Refuse a source without pictures before anything is built; nothing is opened.
+
+    Raises:
+        ValueError: It says what was looked for.
+    """
+    if not is_packed(data) and not (data is not None and is_rows(data)):
+        find_pictures(data)
+
+
 def open_collection(data: str | None, *, size: int | None, captioned: bool, verbose: bool) -> Collection:
     """Read all pictures of a source into memory.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from .checkpoint import Progress, check_folder, check_space, open_folder, resume
-from .data import open_collection
+from .data import check_source, open_collection
 from .guard import FiniteGuard
 from .model import TokenModel
 from .recipes import TrainConfig
@@ -71,6 +71,7 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
     main, device = accelerator.is_main_process, accelerator.device
     if main:
         check_folder(cfg, out, resume=resume_run)
+    check_source(cfg.data)
     tokenizer = open_tokenizer(cfg, device)
     size = size_of(cfg, tokenizer.config.factor)
     found = open_collection(cfg.data, size=size, captioned=True, verbose=main)

@@ -14,8 +14,9 @@ import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,12 +119,18 @@ def _render_svg(path: Path, size: int) -> NDArray[np.uint8]:
 
 
 def _render_glyph(font: Path, glyph: str) -> NDArray[np.uint8]:
-    from PIL import Image, ImageDraw, ImageFont
+    from PIL import Image, ImageDraw
 
-    face = ImageFont.truetype(str(font), NOTO_SIZE)
     canvas = Image.new("RGB", (160, 160), "white")
-    ImageDraw.Draw(canvas).text((8, 8), glyph, font=face, embedded_color=True, fill="black")
+    ImageDraw.Draw(canvas).text((8, 8), glyph, font=_face(font), embedded_color=True, fill="black")
     return np.asarray(canvas)
+
+
+@lru_cache(maxsize=1)
+def _face(font: Path) -> Any:
+    from PIL import ImageFont
+
+    return ImageFont.truetype(str(font), NOTO_SIZE)
 
 
 def find_pictures(data: str | None, root: Path = Path("/")) -> list[Picture]:
@@ -177,10 +184,10 @@ def _words(name: str) -> str:
 
 
 def captions_of(names: Iterable[str]) -> tuple[str, ...]:
-    """Return captions of a named thing: the name, with an article, as a drawing; then its other names."""
+    """Return captions of a named thing: the name, the name with an article, and another name."""
     first, *others = names
     article = "an" if first[:1] in "aeiou" else "a"
-    return (first, f"{article} {first}", f"a drawing of {article} {first}", *others[:1])
+    return (first, f"{article} {first}", *others[:1])
 
 
 def openmoji() -> list[Picture]:

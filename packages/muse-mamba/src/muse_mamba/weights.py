@@ -31,7 +31,6 @@ def shipped_model() -> Path:
 def _shipped(name: str, what: str, option: str, command: str) -> Path:
     folder = SHIPPED / name
     if not (folder / WEIGHTS).is_file():
-        raise ValueError(
-            f"no trained {what} ships with this version; train one with: {command}, and give it by {option}"
-        )
+        remedy = f"train one with: {command}, and give its model/ folder by {option}"
+        raise ValueError(f"no trained {what} ships with this version; {remedy}")
     return folder
