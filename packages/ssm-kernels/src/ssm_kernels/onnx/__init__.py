@@ -36,9 +36,9 @@ def translation_table() -> dict[Callable, Callable]:
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise ImportError(f"ssm_kernels.onnx needs {' and '.join(missing)}: pip install 'ssm-kernels[onnx]'")
-    from . import attention, convolution, scans, steps
+    from . import attention, convolution, linear, scans, steps
 
-    return {**scans.TABLE, **convolution.TABLE, **attention.TABLE, **steps.TABLE}
+    return {**scans.TABLE, **convolution.TABLE, **linear.TABLE, **attention.TABLE, **steps.TABLE}
 
 
 def export(

@@ -1,0 +1,131 @@
+"""The linear scans, the long convolution and the mixers made of them, exported to ONNX and run by onnxruntime."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import ssm_kernels.onnx
+import torch
+from ssm_kernels import linear_scan, long_conv1d
+from ssm_kernels.nn import S4, S4D, S5
+from ssm_kernels.testing import error_ratio, linear_inputs
+from torch.export import Dim
+
+
+class Runtime:
+    """An exported model in onnxruntime."""
+
+    def __init__(self, program):
+        proto = program.model_proto
+        onnx.checker.check_model(proto)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.proto = proto
+        self.session = onnxruntime.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
+
+    def __call__(self, *tensors):
+        names = [x.name for x in self.session.get_inputs()]
+        found = self.session.run(None, dict(zip(names, (x.numpy() for x in tensors), strict=True)))
+        return [torch.from_numpy(np.asarray(x)) for x in found]
+
+
+def check(model, runtime, *tensors, tolerance=1e-5):
+    with torch.no_grad():
+        wanted = model(*tensors)
+    wanted = (wanted,) if isinstance(wanted, torch.Tensor) else wanted
+    found = runtime(*tensors)
+    assert len(found) == len(wanted)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+        assert error_ratio(ours, theirs) <= tolerance
+
+
+def tokens(batch, length, channels=6, dtype=torch.float32):
+    return torch.randn(batch, length, channels, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+class Scans(torch.nn.Module):
+    """Both directions, as a scan and as a convolution, with a final state as two real tensors."""
+
+    def __init__(self, shared, state):
+        super().__init__()
+        made = linear_inputs(2, 1, 6, 3, shared=shared)
+        for name in ("Lambda", "B", "C", "step"):
+            self.register_buffer(name, getattr(made, name))
+        self.register_buffer("state", made.initial_state if state else None)
+
+    def forward(self, x):
+        arguments = (x, self.Lambda, self.B, self.C, self.step)
+        y, final = linear_scan(*arguments, initial_state=self.state, return_final_state=True)
+        back = linear_scan(*arguments, reverse=True, discretization="bilinear")
+        return y, final.real, final.imag, back, linear_scan(*arguments, mode="fft")
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["s4d", "s5"])
+def test_operators(shared):
+    """Also with complex parameters, in half precision, with a state, and for any length."""
+    for state in (False, True):
+        model = Scans(shared, state).eval()
+        x = tokens(2, 9)
+        shapes = None if state else ({0: Dim("batch"), 1: Dim("length")},)
+        runtime = Runtime(ssm_kernels.onnx.export(model, (x,), dynamic_shapes=shapes))
+        check(model, runtime, x)
+        if not state:
+            check(model, runtime, tokens(1, 31))
+    x = tokens(2, 9, dtype=torch.float16)
+    check(model, Runtime(ssm_kernels.onnx.export(model, (x,))), x, tolerance=1e-3)
+
+
+class Convolutions(torch.nn.Module):
+    def forward(self, x, kernel, back):
+        one = long_conv1d(x, kernel), long_conv1d(x, kernel, reverse=True)
+        both = (long_conv1d(x, kernel, kernel_back=back, reverse=reverse) for reverse in (False, True))
+        return *one, *both
+
+
+def test_long_convolution():
+    x, kernel, back = tokens(2, 9), tokens(1, 6, 13)[0], tokens(1, 6, 4)[0]
+    runtime = Runtime(ssm_kernels.onnx.export(Convolutions().eval(), (x, kernel, back)))
+    check(Convolutions(), runtime, x, kernel, back)
+
+
+MIXERS = {
+    "s4d": lambda: S4D(6, d_state=8, bidirectional=True),
+    "s4d real": lambda: S4D(6, d_state=3, init="real", discretization="bilinear"),
+    "s4d fft": lambda: S4D(6, d_state=8, mode="fft"),
+    "s5": lambda: S5(6, d_state=8, bidirectional=True),
+}
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_mixers_with_any_batch_and_length(name):
+    model = MIXERS[name]().eval()
+    shapes = ({0: Dim("batch"), 1: Dim("length")},)
+    runtime = Runtime(ssm_kernels.onnx.export(model, (tokens(2, 9),), dynamic_shapes=shapes))
+    assert not any(value.type.tensor_type.elem_type in (14, 15) for value in runtime.proto.graph.value_info)  # complex
+    for batch, length in ((2, 9), (1, 40), (1, 1)):
+        check(model, runtime, tokens(batch, length))
+
+
+def test_s4_with_any_batch():
+    """The filter has the length of the row, so the length is fixed; it is made in real arithmetic."""
+    model = S4(6, d_state=8, bidirectional=True).eval()
+    runtime = Runtime(ssm_kernels.onnx.export(model, (tokens(2, 20),), dynamic_shapes=({0: Dim("batch")},)))
+    for batch in (2, 1):
+        check(model, runtime, tokens(batch, 20), tolerance=1e-4)
+
+
+class Steps(torch.nn.Module):
+    def __init__(self, mixer):
+        super().__init__()
+        self.mixer = mixer
+
+    def forward(self, x, state):
+        return self.mixer.step(x, state)
+
+
+@pytest.mark.parametrize("mixer", [S4(6, d_state=8), S4D(6, d_state=8), S5(6, d_state=8)], ids=["s4", "s4d", "s5"])
+def test_steps_of_decoders(mixer):
+    model = Steps(mixer).eval()
+    x, state = tokens(2, 1)[:, 0], torch.randn_like(mixer.initial_state(2))
+    check(model, Runtime(ssm_kernels.onnx.export(model, (x, state))), x, state)
