@@ -20,6 +20,7 @@ from .plots import draw_results, draw_sweep
 from .rows import Environment, Row, as_table, read_report
 from .shapes import LEGEND
 from .targets import OURS, as_markdown, as_text, compare, summary
+from .tuning import TUNING, tuning_table
 
 RESULTS, SWEEP = "results.json", "sweep.json"
 PLOT, SWEEP_PLOT = "results.png", "sweep.png"
@@ -130,6 +131,8 @@ def _everything(folder: Path, link: str) -> str:
         for title, table in grids(rows, best_of_ours(rows)):
             parts.append(f"### Sweep: {title}, ms (mamba_ssm / ours)\n\n```\n{table}\n```")
         parts.append(f"```\n{verdict(rows, best_of_ours(rows))}\n```")
+    if (folder / TUNING).exists():
+        parts.append(f"### Settings of the scan's kernels\n\n```\n{tuning_table(folder / TUNING)}\n```")
     return "\n\n".join(parts)
 
 

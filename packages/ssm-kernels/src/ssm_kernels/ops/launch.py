@@ -35,9 +35,7 @@ def launch(
         constants: Makes the other arguments and the options; called only for a new key.
     """
     values = tensors.values()
-    kinds = tuple(
-        [(t.dtype, t.data_ptr() & 15, t.device.index) if isinstance(t, Tensor) else t is None for t in values]
-    )
+    kinds = tuple([_kind(value) for value in values])
     full = (id(kernel), key, kinds)
     found = _kept.get(full)
     if found is not None:
@@ -55,3 +53,13 @@ def launch(
         _kept.clear()
     names = kernel.arg_names
     _kept[full] = compiled, [made.get(name) for name in names], [names.index(name) for name in tensors]
+
+
+def forget() -> None:
+    """Drop all kept launches: for a test or a measurement that changes what `constants` depends on besides the key."""
+    _kept.clear()
+
+
+def _kind(value: Tensor | int | None) -> Hashable:
+    """Return what Triton would compile another kernel for."""
+    return (value.dtype, value.data_ptr() & 15, value.device.index) if isinstance(value, Tensor) else value is None

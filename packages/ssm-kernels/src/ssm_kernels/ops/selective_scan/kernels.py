@@ -38,6 +38,7 @@ PAIRS_BLOCK = 128  # numbers of the gradient of B per program
 BACKWARD_STATES = 8  # n at a time in the backward
 BACKWARD_STEPS = 4  # between the states that it keeps of a chunk
 RESIDENT_STATES = 16  # that its registers hold
+BACKWARD_REGISTERS: int | None = None  # per thread, at most; None leaves it to the compiler
 
 
 def forward(
@@ -227,6 +228,7 @@ def launch_backward(
         def constants() -> dict[str, object]:
             own = {"x_b": x.stride(0), "x_t": x.stride(1), "grad_b": grad_y.stride(0), "grad_t": grad_y.stride(1)}
             own |= {"STEPS": steps, "RESIDENT": resident}
+            own |= {} if BACKWARD_REGISTERS is None else {"maxnreg": BACKWARD_REGISTERS}
             own |= {"BLOCK_K": min(scan.block[0], BACKWARD_STATES)}
             weights = scan.strides("B", scan.B) | scan.strides("C", scan.C)
             return scan.constants() | scan.sizes() | weights | own

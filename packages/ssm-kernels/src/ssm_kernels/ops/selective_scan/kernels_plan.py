@@ -198,7 +198,7 @@ def prepare(
     *,
     chunk: int,
     span: int | None = None,
-    wanted: int = WANTED_PROGRAMS,
+    wanted: int | None = None,
     scale: float = 1.0,
     codes: tuple[int, ...] | None = None,
     height: int = 0,
@@ -221,7 +221,7 @@ def prepare(
         reverse: Whether the scan runs from the last step.
         chunk: Steps per chunk, a power of two.
         span: Chunks of a row per program, 0 for whole rows; None decides by size.
-        wanted: Programs, if rows alone are too few.
+        wanted: Programs, if rows alone are too few; None for what suits the forward.
         scale: Factor of y.
         codes: Of the directions of an image: 0 along rows, 1 down columns, 2 and 3 the same reversed.
         height: Of the image.
@@ -264,13 +264,14 @@ def prepare(
     return Scan(*tensors, slot_base, span_base, span_row, *sizes, (kinds, sizes))
 
 
-def _span(rows: int, groups: int, channels: int, state: int, length: int, chunk: int, wanted: int) -> int:
+def _span(rows: int, groups: int, channels: int, state: int, length: int, chunk: int, wanted: int | None) -> int:
     """Return the chunks per unit, 0 for whole rows."""
     programs = rows * groups * cdiv(channels // groups, LANES)
     slots = cdiv(length, chunk)
     if slots <= SHORT_ROW or programs >= ENOUGH_PROGRAMS:
         return 0
-    wanted = WANTED_SHORT_PROGRAMS if state <= 4 else wanted
+    if wanted is None:
+        wanted = WANTED_SHORT_PROGRAMS if state <= 4 else WANTED_PROGRAMS
     return cdiv(slots, max(2, wanted // programs))
 
 
