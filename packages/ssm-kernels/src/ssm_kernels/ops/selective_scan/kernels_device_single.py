@@ -2,7 +2,8 @@
 
 Letters: B batch, L length, D channels, G groups, K directions, T steps of a tile. A row is what one recurrence runs
 along: a batch row or one direction of an image. A span is a part of a row that one program walks, tile by tile, with
-the raw values of the next tile under way while it computes the present one. Index i counts steps in scan order.
+the raw values of the next tile under way while it computes the present one; steps that fill no tile go one by one.
+Index i counts steps in scan order.
 
 Channels that a block has too many are the last channel once more: its values are loaded, not stored, and cost no mask.
 The number of channels and the strides along a row are compiled in, so that the addresses of a row's tile are one
@@ -11,7 +12,7 @@ register and constants; batch, length and the size of an image are not.
 
 # This is Triton's language: a branch on a constexpr is decided when compiling; the file is left out of pyright
 # (pyproject.toml).
-# ruff: noqa: E501, PLR0912, PLR0915, SIM102
+# ruff: noqa: E501, SIM102
 
 import triton
 import triton.language as tl
@@ -40,7 +41,7 @@ TENSORS = [
     "totals",
     "final",
 ]
-TENSORS += ["grad_y", "grad_x", "grad_dt", "grad_z", "part_BC", "part_A", "part_D", "part_bias", "grad_initial"]
+TENSORS += ["grad_y", "grad_final", "grad_x", "grad_dt", "grad_z", "part_BC", "sums", "grad_initial"]
 AHEAD = tl.constexpr(8)  # spans whose ends are loaded at once
 
 
@@ -64,41 +65,8 @@ def place_program(program, length, span, spans, CHANNELS: tl.constexpr, GROUPS: 
 
 
 @triton.jit
-def forward_tile(
-    xs, dts, Bs, Cs, gates, sums, rates, skip, bias, state, t, alive,
-    GATED: tl.constexpr,
-    ADDED: tl.constexpr,
-    SKIP: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
-    PRECISE: tl.constexpr,
-    SCALE: tl.constexpr,
-    MASKED: tl.constexpr,
-    T: tl.constexpr,
-):  # fmt: skip
-    """Return y of a tile and the state after it; steps that are not alive change nothing."""
-    value = xs.to(tl.float32)
-    delta, _ = time_steps(dts, bias[None, :], SOFTPLUS, PRECISE)
-    if MASKED:
-        delta = tl.where(alive[:, None], delta, 0.0)
-    a = power(delta * rates[None, :], PRECISE)
-    b = delta * value * Bs.to(tl.float32)[:, None]
-    states, _, state = run(a, b, state, t, T)
-    out = states * Cs.to(tl.float32)[:, None]
-    if SKIP:
-        out += skip[None, :] * value
-    if ADDED:
-        out += sums
-    if GATED:
-        gate = gates.to(tl.float32)
-        out *= gate * sigmoid(gate, PRECISE)
-    if SCALE != 1.0:
-        out *= SCALE
-    return out, state
-
-
-@triton.jit
 def forward_walk(
-    x, dt, B, C, z, added, y, saved, final, rates, skip, bias, state, begin, steps, count, height, line, magic, d, here,
+    x, dt, B, C, z, added, y, saved, rates, skip, bias, state, begin, steps, count, height, line, magic, d, here,
     COLUMN: tl.constexpr,
     REVERSE: tl.constexpr,
     X_T: tl.constexpr,
@@ -115,40 +83,45 @@ def forward_walk(
     EVEN: tl.constexpr,
     T: tl.constexpr,
 ):  # fmt: skip
-    """Walk a span in one kind of direction; what comes as a pointer per channel points to the row's first place."""
-    GATED: tl.constexpr = z is not None
-    ADDED: tl.constexpr = added is not None
+    """Walk `steps` steps, a multiple of T, in one kind of direction; return the state behind them."""
     t = tl.arange(0, T)
-    full = steps // T * T
-    place, offsets = locate(begin, tl.minimum(t, steps - 1), count, height, line, magic, COLUMN, REVERSE)
+    last = begin + steps - T
+    place, offsets = locate(tl.minimum(begin, count - 1), tl.minimum(t, tl.maximum(steps - 1, 0)), count, height, line, magic, COLUMN, REVERSE)  # fmt: skip
     xs = load_tile(x, d, place, offsets, X_T, COLUMN)
     dts = load_tile(dt, d, place, offsets, DT_T, COLUMN)
     Bs = load_weights(B, place, offsets, B_T)
     Cs = load_weights(C, place, offsets, C_T)
     gates = xs
-    if GATED:
+    if z is not None:
         gates = load_tile(z, d, place, offsets, Z_T, COLUMN)
-    for walked in range(0, full, T):
+    for walked in range(0, steps, T):
         i = begin + walked
         if saved is not None:
             if i % CHUNK == 0:
                 tl.store(saved + (i // CHUNK).to(tl.int64) * CHANNELS, state, mask=here)
-        place, offsets = locate(tl.minimum(i + T, begin + full - T), t, count, height, line, magic, COLUMN, REVERSE)
+        place, offsets = locate(tl.minimum(i + T, last), t, count, height, line, magic, COLUMN, REVERSE)
         xs_next = load_tile(x, d, place, offsets, X_T, COLUMN)
         dts_next = load_tile(dt, d, place, offsets, DT_T, COLUMN)
         Bs_next = load_weights(B, place, offsets, B_T)
         Cs_next = load_weights(C, place, offsets, C_T)
         gates_next = xs_next
-        if GATED:
+        if z is not None:
             gates_next = load_tile(z, d, place, offsets, Z_T, COLUMN)
         place, offsets = locate(i, t, count, height, line, magic, COLUMN, REVERSE)
-        sums = rates[None, :]
-        if ADDED:
-            sums = load_tile(added, d, place, offsets, CHANNELS, COLUMN)
-        out, state = forward_tile(
-            xs, dts, Bs, Cs, gates, sums, rates, skip, bias, state, t, t >= 0,
-            GATED, ADDED, SKIP, SOFTPLUS, PRECISE, SCALE, False, T,
-        )  # fmt: skip
+        value = xs.to(tl.float32)
+        delta, _ = time_steps(dts, bias[None, :], SOFTPLUS, PRECISE)
+        a = power(delta * rates[None, :], PRECISE)
+        states, _, state = run(a, delta * value * Bs.to(tl.float32)[:, None], state, t, T)
+        out = states * Cs.to(tl.float32)[:, None]
+        if SKIP:
+            out += skip[None, :] * value
+        if added is not None:
+            out += load_tile(added, d, place, offsets, CHANNELS, COLUMN)
+        if z is not None:
+            gate = gates.to(tl.float32)
+            out *= gate * sigmoid(gate, PRECISE)
+        if SCALE != 1.0:
+            out *= SCALE
         at = address(y, d, place, offsets, CHANNELS, COLUMN)
         if EVEN:
             tl.store(at, out.to(y.dtype.element_ty))
@@ -159,31 +132,7 @@ def forward_walk(
         Bs = Bs_next
         Cs = Cs_next
         gates = gates_next
-    rest = steps - full
-    if rest > 0:
-        i = begin + full
-        if saved is not None:
-            if i % CHUNK == 0:
-                tl.store(saved + (i // CHUNK).to(tl.int64) * CHANNELS, state, mask=here)
-        place, offsets = locate(i, tl.minimum(t, rest - 1), count, height, line, magic, COLUMN, REVERSE)
-        xs = load_tile(x, d, place, offsets, X_T, COLUMN)
-        dts = load_tile(dt, d, place, offsets, DT_T, COLUMN)
-        Bs = load_weights(B, place, offsets, B_T)
-        Cs = load_weights(C, place, offsets, C_T)
-        gates = xs
-        if GATED:
-            gates = load_tile(z, d, place, offsets, Z_T, COLUMN)
-        sums = rates[None, :]
-        if ADDED:
-            sums = load_tile(added, d, place, offsets, CHANNELS, COLUMN)
-        alive = t < rest
-        out, state = forward_tile(
-            xs, dts, Bs, Cs, gates, sums, rates, skip, bias, state, t, alive,
-            GATED, ADDED, SKIP, SOFTPLUS, PRECISE, SCALE, True, T,
-        )  # fmt: skip
-        at = address(y, d, place, offsets, CHANNELS, COLUMN)
-        tl.store(at, out.to(y.dtype.element_ty), mask=alive[:, None] & here[None, :])
-    tl.store(final, state, mask=here & less(count - begin - steps, 1, d))
+    return state
 
 
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=TENSORS)
@@ -236,20 +185,28 @@ def forward_kernel(
     if ends is not None:
         at = row * spans * CHANNELS + d[None, :]
         state = enter_span(ends + at, totals + at, state, number, CHANNELS, here[None, :], AHEAD)
+    full = steps // T * T
     for kind in tl.static_range(4):
         if (KINDS >> kind) & 1:
             if ((CODES >> (2 * direction)) & 3) == kind:
-                forward_walk(
-                    x, dt, B, C, z, added, y, saved, final + row * CHANNELS + d,
-                    rates, skip, bias, state, begin, steps, length, height, line, magic, d, here,
+                state = forward_walk(
+                    x, dt, B, C, z, added, y, saved, rates, skip, bias, state, begin, full, length, height, line, magic, d, here,
                     (kind & 1) == 1, kind >= 2, X_T, DT_T, Z_T, B_T, C_T, CHANNELS, CHUNK, D is not None,
                     SOFTPLUS, PRECISE, SCALE, EVEN, T,
                 )  # fmt: skip
+                if full < steps:
+                    state = forward_walk(
+                        x, dt, B, C, z, added, y, saved, rates, skip, bias, state, begin + full, steps - full, length,
+                        height, line, magic, d, here,
+                        (kind & 1) == 1, kind >= 2, X_T, DT_T, Z_T, B_T, C_T, CHANNELS, CHUNK, D is not None,
+                        SOFTPLUS, PRECISE, SCALE, EVEN, 1,
+                    )  # fmt: skip
+    tl.store(final + row * CHANNELS + d, state, mask=here & less(length - begin - steps, 1, d))
 
 
 @triton.jit
 def local_walk(
-    x, dt, W, z, rates, bias, begin, steps, count, height, line, magic, d,
+    x, dt, W, z, rates, bias, state, elapsed, begin, steps, count, height, line, magic, d,
     COLUMN: tl.constexpr,
     REVERSE: tl.constexpr,
     ADJOINT: tl.constexpr,
@@ -260,37 +217,44 @@ def local_walk(
     SOFTPLUS: tl.constexpr,
     PRECISE: tl.constexpr,
     SCALE: tl.constexpr,
-    BLOCK_D: tl.constexpr,
     T: tl.constexpr,
 ):  # fmt: skip
-    """Run a span from zero; return its end state and the sum of its delta. ADJOINT walks it from its end."""
-    GATED: tl.constexpr = z is not None
+    """Walk `steps` steps, a multiple of T; return the state behind them and the sum of all delta."""
     t = tl.arange(0, T)
-    state = tl.zeros([BLOCK_D], tl.float32)
-    elapsed = tl.zeros([BLOCK_D], tl.float32)
-    tiles = tl.cdiv(steps, T)
-    for tile in range(0, tiles):
-        rest = steps - tile * T
-        at = tl.minimum(t, rest - 1)
-        place, offsets = locate(begin + tile * T, at, count, height, line, magic, COLUMN, REVERSE)
-        xs = load_tile(x, d, place, offsets, X_T, COLUMN)
-        dts = load_tile(dt, d, place, offsets, DT_T, COLUMN)
-        weights = load_weights(W, place, offsets, W_T).to(tl.float32)[:, None]
+    last = begin + steps - T
+    place, offsets = locate(tl.minimum(begin, count - 1), tl.minimum(t, tl.maximum(steps - 1, 0)), count, height, line, magic, COLUMN, REVERSE)  # fmt: skip
+    xs = load_tile(x, d, place, offsets, X_T, COLUMN)
+    dts = load_tile(dt, d, place, offsets, DT_T, COLUMN)
+    Ws = load_weights(W, place, offsets, W_T)
+    gates = xs
+    if z is not None:
+        gates = load_tile(z, d, place, offsets, Z_T, COLUMN)
+    for walked in range(0, steps, T):
+        place, offsets = locate(tl.minimum(begin + walked + T, last), t, count, height, line, magic, COLUMN, REVERSE)
+        xs_next = load_tile(x, d, place, offsets, X_T, COLUMN)
+        dts_next = load_tile(dt, d, place, offsets, DT_T, COLUMN)
+        Ws_next = load_weights(W, place, offsets, W_T)
+        gates_next = xs_next
+        if z is not None:
+            gates_next = load_tile(z, d, place, offsets, Z_T, COLUMN)
         delta, _ = time_steps(dts, bias[None, :], SOFTPLUS, PRECISE)
-        delta = tl.where((t < rest)[:, None], delta, 0.0)
         value = xs.to(tl.float32)
         a = power(delta * rates[None, :], PRECISE)
         if ADJOINT:
             if SCALE != 1.0:
                 value *= SCALE
-            if GATED:
-                gate = load_tile(z, d, place, offsets, Z_T, COLUMN).to(tl.float32)
+            if z is not None:
+                gate = gates.to(tl.float32)
                 value *= gate * sigmoid(gate, PRECISE)
-            b = tl.where((t < rest)[:, None], a * value * weights, 0.0)
+            value *= a
         else:
-            b = delta * value * weights
-        _, _, state = run(a, b, state, t, T)
+            value *= delta
+        _, _, state = run(a, value * Ws.to(tl.float32)[:, None], state, t, T)
         elapsed += tl.sum(delta, 0)
+        xs = xs_next
+        dts = dts_next
+        Ws = Ws_next
+        gates = gates_next
     return state, elapsed
 
 
@@ -317,8 +281,8 @@ def local_kernel(
 ) -> None:  # fmt: skip
     """Run one span from zero: its end state and the product of its decays.
 
-    Forwards x is x and W is B; the last span is left out, since nobody asks what leaves it. ADJOINT: x is the gradient
-    of y, W is C, and the first span is left out.
+    Forwards x is x and W is B; the last span is left out, since nobody asks what leaves it. ADJOINT walks a row the
+    other way round, x is the gradient of y, W is C, and the first span is left out.
     """
     program = tl.program_id(0).to(tl.int64)
     row, batch, direction, number, begin, steps, group, _, d, here = place_program(
@@ -326,8 +290,8 @@ def local_kernel(
     )
     if ADJOINT:
         number += 1
-        begin += span
-        steps = tl.minimum(length - begin, span)
+        steps = tl.minimum(length - begin - span, span)
+        begin = length - begin - span - steps
     x += batch * x_b
     dt += batch * dt_b + direction * dt_k.to(tl.int64)
     W += batch * W_b + (group + direction) * W_g.to(tl.int64)
@@ -335,14 +299,22 @@ def local_kernel(
         z += batch * z_b
     rates = exponent(tl.load(A + (row % A_rows) * CHANNELS + d), PRECISE)
     bias = load_parameter(dt_bias, direction * CHANNELS, d, here, BLOCK_D)
-    at = (row * spans + number) * CHANNELS + d
+    state = tl.zeros([BLOCK_D], tl.float32)
+    elapsed = tl.zeros([BLOCK_D], tl.float32)
+    full = steps // T * T
     for kind in tl.static_range(4):
         if (KINDS >> kind) & 1:
             if ((CODES >> (2 * direction)) & 3) == kind:
                 state, elapsed = local_walk(
-                    x, dt, W, z, rates, bias, begin, steps, length, height, line, magic, d,
-                    (kind & 1) == 1, kind >= 2, ADJOINT, X_T, DT_T, Z_T, W_T, SOFTPLUS, PRECISE, SCALE, BLOCK_D, T,
+                    x, dt, W, z, rates, bias, state, elapsed, begin, full, length, height, line, magic, d,
+                    (kind & 1) == 1, (kind >= 2) != ADJOINT, ADJOINT, X_T, DT_T, Z_T, W_T, SOFTPLUS, PRECISE, SCALE, T,
                 )  # fmt: skip
-                tl.store(ends + at, state, mask=here)
-                # a growing system may overflow here, yet its product with a zero state is zero
-                tl.store(totals + at, tl.minimum(power(elapsed * rates, PRECISE), LARGEST), mask=here)
+                if full < steps:
+                    state, elapsed = local_walk(
+                        x, dt, W, z, rates, bias, state, elapsed, begin + full, steps - full, length, height, line, magic, d,
+                        (kind & 1) == 1, (kind >= 2) != ADJOINT, ADJOINT, X_T, DT_T, Z_T, W_T, SOFTPLUS, PRECISE, SCALE, 1,
+                    )  # fmt: skip
+    at = (row * spans + number) * CHANNELS + d
+    tl.store(ends + at, state, mask=here)
+    # a growing system may overflow here, yet its product with a zero state is zero
+    tl.store(totals + at, tl.minimum(power(elapsed * rates, PRECISE), LARGEST), mask=here)
