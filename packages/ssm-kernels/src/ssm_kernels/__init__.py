@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .ops.selective_scan_2d import cross_merge, cross_scan, selective_scan_2d
     from .ops.selective_scan_bidirectional import selective_scan_bidirectional
     from .ops.selective_scan_step import selective_scan_step
+    from .ops.sliding_window_attention import sliding_window_attention
     from .ops.ssd import ssd, ssd_bidirectional
     from .ops.ssd_step import ssd_step
     from .ops.window_attention import window_attention
@@ -34,6 +35,7 @@ __all__ = [
     "selective_scan_2d",
     "selective_scan_bidirectional",
     "selective_scan_step",
+    "sliding_window_attention",
     "ssd",
     "ssd_bidirectional",
     "ssd_step",

@@ -8,10 +8,21 @@ if TYPE_CHECKING:
     from .s4 import S4
     from .s4d import S4D
     from .s5 import S5
+    from .sliding_window import SlidingWindowAttention
     from .ss2d import SS2D
     from .window import OverlappingWindowAttention, WindowAttention
 
-__all__ = ["S4", "S4D", "S5", "SS2D", "BidirectionalMamba", "Mamba", "OverlappingWindowAttention", "WindowAttention"]
+__all__ = [
+    "S4",
+    "S4D",
+    "S5",
+    "SS2D",
+    "BidirectionalMamba",
+    "Mamba",
+    "OverlappingWindowAttention",
+    "SlidingWindowAttention",
+    "WindowAttention",
+]
 
 _HOME = {
     "S4D": "s4d",
@@ -21,6 +32,7 @@ _HOME = {
     "Mamba": "mamba",
     "OverlappingWindowAttention": "window",
     "SS2D": "ss2d",
+    "SlidingWindowAttention": "sliding_window",
     "WindowAttention": "window",
 }
 

@@ -1,6 +1,7 @@
-"""Window attention in ONNX: windows by reshaping or gathering, then two matrix products.
+"""Attention in windows in ONNX: windows by reshaping or gathering, then two matrix products.
 
-Letters: B batch, H height, W width, h heads, d head dim; n windows of a picture, Q queries and K keys of a window.
+Letters: B batch, H height, W width, h heads, d head dim; n windows of a picture, Q queries and K keys of a window. In
+sliding windows every pixel is a window of its own, with K keys along an axis.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from onnxscript import ir
 
+from ..ops.sliding_window_attention.schema import sliding_window_attention_op
 from ..ops.window_attention.schema import window_attention_op
 from .common import DataType, Value, cast, fixed, ints, joined, number, op, rounded, sizes, wide_dtype
 
@@ -123,4 +125,43 @@ def window_attention(
     return rounded(_roll(y, -shift) if shift else y, wide, dtype), op.Constant(value_floats=[])
 
 
-TABLE = {window_attention_op: window_attention}
+def _neighbours(size: Value, window: int, band: bool) -> tuple[Value, int]:
+    """Give the keys that every position of an axis sees, (size, K), and K; those of a band may lie outside."""
+    position = op.Unsqueeze(_indices(size), ints(1))
+    if band:
+        return op.Add(position, ints(*range(-window, window + 1))), 2 * window + 1
+    first = op.Min(op.Max(op.Sub(position, ints(window // 2)), ints(0)), op.Sub(size, ints(window)))
+    return op.Add(first, ints(*range(window))), window
+
+
+def sliding_window_attention(q: Value, k: Value, v: Value, window: int, band: bool, impl: str) -> tuple[Value, Value]:
+    """Translate `sliding_window_attention` on (B, H, W, h, d); what it saves for the backward is empty.
+
+    The keys of every query are gathered: K (band) or K^2 (picture) copies of keys and values are made when it is run.
+    """
+    heads, dim = fixed("sliding_window_attention", "q", q.shape[3:])
+    wide, dtype = wide_dtype(q, k, v), q.dtype
+    width = sizes(q, 2, 3)
+    columns, count = _neighbours(width, window, band)
+    inside = op.Min(op.Max(columns, ints(0)), op.Sub(width, ints(1)))
+    rows = None if band else _neighbours(sizes(q, 1, 2), window, False)[0]
+
+    def near(x: Value) -> Value:
+        """Gather (B, H, W, h, d) to (B, H, W, h, keys, d)."""
+        if rows is None:
+            return op.Transpose(op.Gather(x, inside, axis=2), perm=[0, 1, 2, 4, 3, 5])
+        both = op.Gather(op.Gather(x, rows, axis=1), inside, axis=3)  # (B, H, K, W, K, h, d)
+        shape = joined(sizes(q, 0, 3), ints(heads, count * count, dim))
+        return op.Reshape(op.Transpose(both, perm=[0, 1, 3, 5, 2, 4, 6]), shape)
+
+    q, k, v = (cast(x, wide) for x in (q, k, v))
+    query = op.Unsqueeze(op.Mul(q, number(dim**-0.5, wide)), ints(4))
+    scores = op.MatMul(query, op.Transpose(near(k), perm=[0, 1, 2, 3, 5, 4]))  # (B, H, W, h, 1, keys)
+    if band:
+        outside = op.Cast(op.Not(op.Equal(columns, inside)), to=wide)
+        scores = op.Add(scores, op.Unsqueeze(op.Mul(outside, number(-1e30, wide)), ints(1, 2)))
+    y = op.Squeeze(op.MatMul(op.Softmax(scores, axis=-1), near(v)), ints(4))
+    return rounded(y, wide, dtype), op.Constant(value_floats=[])
+
+
+TABLE = {window_attention_op: window_attention, sliding_window_attention_op: sliding_window_attention}

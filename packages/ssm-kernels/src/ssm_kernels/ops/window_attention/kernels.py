@@ -67,15 +67,11 @@ def _settings(dim: int, queries: int, keys: int, most: tuple[int, int, int, int]
     return {"BLOCK_Q": block_q, "BLOCK_K": block_k, "num_warps": warps, "num_stages": stages}
 
 
-@lru_cache(maxsize=256)
-def plan(dim: int, vector: int, window: int, key_window: int, shift: int, dtype: torch.dtype, device: str) -> Plan:
-    """Make the settings of the kernels for a kind of call."""
+def common_settings(dim: int, vector: int, dtype: torch.dtype, device: str) -> dict[str, object]:
+    """Make the settings of kernels that depend on the tensors alone."""
     interpreted = device == "cpu"
-    common = {
+    return {
         "D": dim,
-        "WINDOW": window,
-        "KEY_WINDOW": key_window,
-        "SHIFT": shift,
         "VECTOR": vector,
         "BLOCK_D": max(16, triton.next_power_of_2(dim)),
         # Triton's interpreter cannot multiply bfloat16
@@ -84,6 +80,13 @@ def plan(dim: int, vector: int, window: int, key_window: int, shift: int, dtype:
         "WIDE": dtype == torch.float32,
         **FUSION,
     }
+
+
+@lru_cache(maxsize=256)
+def plan(dim: int, vector: int, window: int, key_window: int, shift: int, dtype: torch.dtype, device: str) -> Plan:
+    """Make the settings of the kernels for a kind of call."""
+    geometry = {"WINDOW": window, "KEY_WINDOW": key_window, "SHIFT": shift}
+    common = {**common_settings(dim, vector, dtype, device), **geometry}
     wide = dtype == torch.float32
     sizes = dim, window**2, key_window**2
     return Plan(
@@ -128,7 +131,8 @@ class Call:
         return self.scale * LOG2_E.value
 
 
-def _on_device(x: Tensor) -> AbstractContextManager[object]:
+def on_device(x: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device, not on the tensor's."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
@@ -148,6 +152,18 @@ def _steps(x: Tensor) -> tuple[int, int] | None:
     return (s_pixel, s_head if heads > 1 else dim) if regular else None
 
 
+def aligned(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
+    """Give all three one dtype and one pair of strides, of pixels and heads; copies only what has others."""
+    if not q.dtype == k.dtype == v.dtype:
+        dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    steps = _steps(q)
+    if steps is None or not steps == _steps(k) == _steps(v):
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        steps = q.shape[3] * q.shape[4], q.shape[4]
+    return q, k, v, steps
+
+
 def _prepare(
     q: Tensor,
     k: Tensor,
@@ -158,14 +174,8 @@ def _prepare(
     shift: int,
     scale: float,
 ) -> Call:
-    """Bring the arguments into the form that the kernels read; copies only what has unusual strides or dtypes."""
-    if not q.dtype == k.dtype == v.dtype:
-        dtype = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
-        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    steps = _steps(q)
-    if steps is None or not steps == _steps(k) == _steps(v):
-        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-        steps = q.shape[3] * q.shape[4], q.shape[4]
+    """Bring the arguments into the form that the kernels read."""
+    q, k, v, steps = aligned(q, k, v)
     batch, height, width, heads, dim = q.shape
     vector = gcd(*steps, dim, 8)
     settings = plan(dim, vector, window, key_window, shift, q.dtype, q.device.type)
@@ -195,7 +205,7 @@ def window_attention_triton(
 ) -> tuple[Tensor, Tensor]:
     """Return the result, and the sums of exponentials for the backward, (windows, heads, 1 or 2, queries)."""
     heads, queries = q.shape[3], window**2
-    with _on_device(q):
+    with on_device(q):
         call = _prepare(q, k, v, bias_table, window, key_window, shift, scale)
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         numbers = 2 if call.q.dtype == torch.float32 else 1
@@ -222,7 +232,7 @@ def window_attention_backward_triton(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of q, k, v and the table (an empty tensor without one)."""
     heads, queries, keys = q.shape[3], window**2, key_window**2
-    with _on_device(q):
+    with on_device(q):
         call = _prepare(q, k, v, bias_table, window, key_window, shift, scale)
         grad, out = grad.contiguous(), out.contiguous()
         grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
