@@ -1,0 +1,125 @@
+"""torch.export and ONNX of Mamba-2's operators, and of one model made of every mixer."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import ssm_kernels.onnx
+import torch
+from ssm_kernels import ssd, ssd_bidirectional, ssd_step
+from ssm_kernels.testing import error_ratio
+from torch import Tensor, nn
+from torch.export import Dim
+
+SEQUENCE = {0: Dim("batch"), 1: Dim("length")}
+
+
+class Call(nn.Module):
+    """A function of tensors as a module."""
+
+    def __init__(self, function: Callable):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *tensors: Tensor):
+        return self.function(*tensors)
+
+
+class Runtime:
+    """An exported model in onnxruntime, on one thread."""
+
+    def __init__(self, program: torch.onnx.ONNXProgram):
+        proto = program.model_proto
+        onnx.checker.check_model(proto)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        self.proto = proto
+        self.session = onnxruntime.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
+
+    def __call__(self, *tensors: Tensor) -> list[Tensor]:
+        names = [x.name for x in self.session.get_inputs()]
+        found = self.session.run(None, dict(zip(names, (x.numpy() for x in tensors), strict=True)))
+        return [torch.from_numpy(np.asarray(x)) for x in found]
+
+
+def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def agree(model: nn.Module, runtime: Runtime, *tensors: Tensor, tolerance: float = 1e-5) -> None:
+    """Compare shapes, dtypes and numbers with PyTorch."""
+    with torch.no_grad():
+        wanted = model(*tensors)
+    wanted = (wanted,) if isinstance(wanted, Tensor) else wanted
+    for ours, theirs in zip(runtime(*tensors), wanted, strict=True):
+        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+        assert error_ratio(ours, theirs.double()) < tolerance
+
+
+def both_ways(model: nn.Module, *tensors: Tensor, dynamic=None, tolerance: float = 1e-5) -> Runtime:
+    """Export with torch.export and to ONNX, compare both with the model, and give the ONNX one."""
+    model = model.eval()
+    shapes = None if dynamic is None else (dynamic,)
+    program = torch.export.export(model, tensors, dynamic_shapes=shapes)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(*tensors), model(*tensors))
+    runtime = Runtime(ssm_kernels.onnx.export(program, tensors))
+    agree(model, runtime, *tensors, tolerance=tolerance)
+    return runtime
+
+
+def ssd_arguments(batch: int, length: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """x, dt, A, B, C, z, dt_bias, state: H 4, P 3, G 2, N 5."""
+    shapes = ((batch, length, 4, 3), (batch, length, 4), (4,), *2 * ((batch, length, 2, 5),), (batch, length, 4, 3))
+    tensors = [draw(*shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes)]
+    tensors[2] = -tensors[2].exp()
+    return [*tensors, draw(4, seed=9, dtype=dtype), draw(batch, 4, 3, 5, seed=10, dtype=dtype)]
+
+
+@pytest.mark.parametrize(("reverse", "dtype"), [(False, torch.float32), (True, torch.float64)])
+def test_ssd_with_all_options(reverse, dtype):
+    """Free batch and length; a file of one size runs at another."""
+    D = draw(4, 3, dtype=dtype)
+
+    def call(x, dt, A, B, C, z, dt_bias, state):
+        options = {"z": z, "dt_bias": dt_bias, "dt_softplus": True, "initial_state": state, "reverse": reverse}
+        return ssd(x, dt, A, B, C, D, return_final_state=True, **options)
+
+    row = {0: SEQUENCE[0]}
+    dynamic = (SEQUENCE, SEQUENCE, {}, SEQUENCE, SEQUENCE, SEQUENCE, {}, row)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-13
+    runtime = both_ways(Call(call), *ssd_arguments(2, 7, dtype), dynamic=dynamic, tolerance=tolerance)
+    agree(Call(call), runtime, *ssd_arguments(3, 11, dtype), tolerance=tolerance)
+
+
+def test_ssd_both_ways_with_little():
+    """Both directions of Mamba-2, gated once, no D, no bias, no softplus."""
+
+    def call(x, dt, A, B, C, z):
+        one = (x, dt.exp(), A, B, C, None, None)
+        return ssd_bidirectional(*one, *one, z=z, dt_softplus=False, average=True)
+
+    both_ways(Call(call), *ssd_arguments(2, 5)[:6])
+
+
+def test_ssd_step():
+    x, dt, A, B, C, z, bias, state = ssd_arguments(2, 1)
+    tokens, D = (x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], z[:, 0], bias, state), draw(4)
+
+    def call(x, dt, A, B, C, z, bias, state):
+        return ssd_step(x, dt, A, B, C, D, state=state, z=z, dt_bias=bias, dt_softplus=True)
+
+    row = {0: Dim("batch")}
+    runtime = both_ways(Call(call), *tokens, dynamic=(row, row, {}, row, row, row, {}, row))
+    agree(Call(call), runtime, *(t[:1] if t.shape[0] == 2 else t for t in tokens))
+
+
+def test_packed_ssd_is_refused_by_name():
+    def call(x, dt, A, B, C, bounds):
+        return ssd(x, dt, A, B, C, cu_seqlens=bounds)
+
+    tensors = (*ssd_arguments(1, 5)[:5], torch.tensor([0, 2, 5]))
+    with pytest.raises(torch.onnx.OnnxExporterError, match="ssd: cu_seqlens in an ONNX export must be None"):
+        ssm_kernels.onnx.export(Call(call).eval(), tensors)
