@@ -30,6 +30,7 @@ EXPECTED = {
     "depthwise_conv1d_step": {"causal_conv1d"},
     "window_attention": {"torch_eager", "torch_sdpa"},
     "window_attention_nobias": {"torch_sdpa_nobias"},
+    "sliding_window_attention": {"torch_sdpa"},
     "Mamba": {"mamba_ssm"},
     "BidirectionalMamba": {"mamba_ssm_flip"},
     "SS2D": {"mamba_ssm"},
@@ -188,7 +189,8 @@ def test_peers_of_gpus_are_left_out_on_a_cpu():
 def test_real_peers_agree_on_a_gpu(op):
     """Whatever can be imported on the machine computes what ours computes, at a size of odd numbers."""
     device = torch.device("cuda")
-    sizes = {3: (3, 40, 4), 4: (3, 40, 37, 4), 5: (2, 24, 9, 7, 2)}[len(CPU_QUICK_SHAPES[op][0].sizes)]
+    by_count = {3: (3, 40, 4), 4: (3, 40, 37, 4), 5: (2, 24, 9, 7, 2), 6: (2, 3, 19, 13, 5, 32)}
+    sizes = by_count[len(CPU_QUICK_SHAPES[op][0].sizes)]
     if op.startswith("window"):
         sizes = (8, 3, 64, 144, 30) if op == "window_attention" else (8, 3, 64, 64, 30)
     case = make_case(op, sizes, "bfloat16", device, None, bench_peers.find_peers(device))

@@ -11,6 +11,7 @@ OPS = (
     "selective_scan_2d",
     "depthwise_conv1d",
     "window_attention",
+    "sliding_window_attention",
     "steps",
     "mixers",
 )

@@ -44,6 +44,7 @@ LEGEND = {
     "depthwise_conv1d_step": "batch, channels, taps",
     "window_attention": "windows, heads, queries, keys, head dim",
     "window_attention_nobias": "windows, heads, queries, keys, head dim",
+    "sliding_window_attention": "batch, heads, height (1 is a sequence), width, window, head dim",
     "Mamba": "batch, inner channels, length, state",
     "BidirectionalMamba": "batch, inner channels, length, state",
     "SS2D": "batch, inner channels, height, width, state",
@@ -117,6 +118,17 @@ GPU_SHAPES: dict[str, tuple[Shape, ...]] = {
         Shape("OCAB", (128, 6, 256, 576, 30), {"torch_sdpa_nobias": (0.235, 0.475)}, quick=True),
         Shape("MambaVision w14", (512, 8, 196, 196, 40), {"torch_sdpa_nobias": (0.226, 0.741)}),
     ),
+    # the sweep shows that the cost follows tokens times window; heads and channels of a NAT stage
+    "sliding_window_attention": (
+        Shape("neighbourhood 7, 32 x 32", (2, 4, 32, 32, 7, 32)),
+        Shape("neighbourhood 7, 64 x 64", (2, 4, 64, 64, 7, 32), quick=True),
+        Shape("neighbourhood 7, 128 x 128", (2, 4, 128, 128, 7, 32)),
+        Shape("neighbourhood 13, 128 x 128", (2, 4, 128, 128, 13, 32)),
+        Shape("neighbourhood 25, 128 x 128", (2, 4, 128, 128, 25, 32)),
+        Shape("band 128, 4k", (2, 4, 1, 4096, 128, 32), quick=True),
+        Shape("band 128, 16k", (2, 4, 1, 16384, 128, 32)),
+        Shape("band 512, 16k", (2, 4, 1, 16384, 512, 32)),
+    ),
     "Mamba": (Shape("Vim-T 224", VIM_224, quick=True), Shape("Vim-T 1248", VIM_1248), Shape("muse", MUSE)),
     "BidirectionalMamba": (Shape("Vim-T 224", VIM_224, quick=True), Shape("Vim-T 1248", VIM_1248), Shape("muse", MUSE)),
     "SS2D": (
@@ -135,6 +147,10 @@ CPU_SHAPES: dict[str, tuple[Shape, ...]] = {
     "depthwise_conv1d_step": (Shape("batch", (8, 2048, 4)),),
     "window_attention": (Shape("HAT-light", (16, 6, 256, 256, 10)), Shape("OCAB", (16, 6, 256, 576, 9))),
     "window_attention_nobias": (Shape("HAT-light", (16, 6, 256, 256, 10)),),
+    "sliding_window_attention": (
+        Shape("neighbourhood 7", (1, 4, 32, 32, 7, 32)),
+        Shape("band 64", (1, 4, 1, 2048, 64, 32)),
+    ),
     "Mamba": (Shape("small", (2, 192, 256, 16)),),
     "BidirectionalMamba": (Shape("small", (2, 192, 256, 16)),),
     "SS2D": (Shape("Contrast light", (1, 60, 32, 32, 1)),),
@@ -149,6 +165,7 @@ CPU_QUICK_SHAPES: dict[str, tuple[Shape, ...]] = {
     "depthwise_conv1d_step": (Shape("tiny", (2, 6, 4)),),
     "window_attention": (Shape("tiny", (4, 2, 16, 36, 5)),),
     "window_attention_nobias": (Shape("tiny", (4, 2, 16, 36, 5)),),
+    "sliding_window_attention": (Shape("tiny", (1, 2, 5, 7, 3, 4)), Shape("tiny", (2, 2, 1, 17, 3, 4))),
     "Mamba": (Shape("tiny", (2, 8, 17, 4)),),
     "BidirectionalMamba": (Shape("tiny", (2, 8, 17, 4)),),
     "SS2D": (Shape("tiny", (1, 6, 5, 7, 2)),),
@@ -203,6 +220,13 @@ def _attention_cost(sizes: tuple[int, ...], item: int) -> Cost:
     return Cost(4 * windows * heads * queries * dim * item, windows * heads * queries * keys)
 
 
+def _sliding_cost(sizes: tuple[int, ...], item: int) -> Cost:
+    batch, heads, height, width, window, dim = sizes
+    keys = min(2 * window + 1, width) if height == 1 else window**2
+    tokens = batch * heads * height * width
+    return Cost(4 * tokens * dim * item, tokens * keys)
+
+
 COSTS: dict[str, Callable[[tuple[int, ...], int], Cost]] = {
     "selective_scan": partial(_scan_cost, directions=1),
     "selective_scan_bidirectional": partial(_scan_cost, directions=2),
@@ -212,6 +236,7 @@ COSTS: dict[str, Callable[[tuple[int, ...], int], Cost]] = {
     "depthwise_conv1d_step": _conv_step_cost,
     "window_attention": _attention_cost,
     "window_attention_nobias": _attention_cost,
+    "sliding_window_attention": _sliding_cost,
 }
 
 

@@ -14,6 +14,7 @@ from .peers import Peers
 from .roofline import Rates
 from .rows import Row
 from .shapes import GPU_SHAPES, shapes
+from .sliding import sliding_case
 from .steps import conv_step_case, scan_step_case
 
 
@@ -30,6 +31,7 @@ def make_case(
         "selective_scan_bidirectional": bidirectional_case,
         "selective_scan_2d": picture_case,
         "depthwise_conv1d": conv_case,
+        "sliding_window_attention": sliding_case,
         "selective_scan_step": scan_step_case,
         "depthwise_conv1d_step": conv_step_case,
     }

@@ -23,6 +23,7 @@ PEERS: dict[str, tuple[str, ...]] = {
     "depthwise_conv1d_step": ("causal_conv1d",),
     "window_attention": ("torch_eager", "torch_sdpa"),
     "window_attention_nobias": ("torch_sdpa_nobias",),
+    "sliding_window_attention": ("torch_flex", "torch_sdpa"),
     "Mamba": ("mamba_ssm",),
     "BidirectionalMamba": ("mamba_ssm_flip",),
     "SS2D": ("mamba_ssm",),
