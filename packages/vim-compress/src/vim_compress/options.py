@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .config import config_from_dict
+from .config import ModelConfig, config_from_dict
 from .recipes import RECIPES, TrainConfig, recipe
 from .sparsity import SparsityConfig
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-USAGE = "vim-compress train PRESET --out DIR [--resume] [--config FILE] [--field value ...]"
+USAGE = "vim-compress train PRESET --out DIR [--resume] [--from FOLDER] [--config FILE] [--field value ...]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,7 @@ def _base(arguments: list[str]) -> tuple[str | None, TrainConfig | None]:
     """Return the preset's name and the run whose values are the defaults; None if only `--help` is asked for."""
     scout = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     scout.add_argument("--config")
+    scout.add_argument("--from")
     scout.add_argument("--help", "-h", action="store_true")
     try:
         found, _ = scout.parse_known_args(arguments)
@@ -82,7 +84,15 @@ def _base(arguments: list[str]) -> tuple[str | None, TrainConfig | None]:
         raise ValueError(
             f"the preset is missing; give it first, one of {known}, as in: vim-compress train tiny --out runs/a"
         )
-    return name, recipe(name)
+    base, folder = recipe(name), vars(found)["from"]
+    return name, base if folder is None else replace(base, model=_saved_config(Path(folder)), init=folder)
+
+
+def _saved_config(folder: Path) -> ModelConfig:
+    try:
+        return config_from_dict(json.loads((folder / "config.json").read_text()))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"--from {folder} is no folder of a saved network: {error}; give a model/ folder") from error
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -110,6 +120,7 @@ def _parser(name: str | None, base: TrainConfig | None) -> ArgumentParser:
     parser.add_argument("preset", nargs="?", default=name, help=described)
     parser.add_argument("--config", action="config", help="YAML file, as --print_config writes it")
     parser.add_argument("--out", help="folder of the run; a new or empty one without --resume")
+    parser.add_argument("--from", help="folder of a saved network: its configuration and its weights to start with")
     parser.add_argument("--resume", action="store_true", help="go on from the newest good checkpoint in --out")
     parser.add_class_arguments(TrainConfig, None, skip={"model", "sparsity"})
     parser.add_class_arguments(SparsityConfig, "sparsity")

@@ -1,0 +1,264 @@
+"""What the verbs do once their options are read: run, print for a person or as JSON, return an exit code.
+
+torch is imported when a network is needed, so that mistakes in names of files answer at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .arguments import BenchmarkOptions, ClassifyOptions, EvaluateOptions, InfoOptions, PruneOptions
+from .config import ModelConfig
+from .presets import PRESETS, preset
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def classify_command(pictures: list[str], options: ClassifyOptions) -> int:
+    """Run `vim-compress classify`."""
+    if not pictures:
+        raise ValueError("no picture given; name picture files, as in: vim-compress classify cat.png")
+    files = [Path(name) for name in pictures]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise ValueError(f"{missing[0]}: no such file; check the path")
+    from .benchmark import pick_device
+    from .classify import class_names, classify, read_classes
+    from .weights import load_model
+
+    given = () if options.classes is None else read_classes(options.classes)
+    model = load_model(options.weights, preset=options.preset, device=pick_device(options.device))
+    names = class_names(model, given)
+    domain = model.config.domain or "pictures that its weights do not name"
+    found = {str(file): classify(model, file, names, options.best) for file in files}
+    if options.json:
+        guesses = {file: [vars(g) for g in list_] for file, list_ in found.items()}
+        _print_json({"trained_on": domain, "classes": list(names), "pictures": guesses})
+        return 0
+    for file, guesses in found.items():
+        print(file)
+        for guess in guesses:
+            print(f"  {100 * guess.probability:5.1f} %  {guess.label}")
+    print(f"\ntrained on {domain}; its {len(names)} classes: {_shortened(names)}")
+    return 0
+
+
+def evaluate_command(options: EvaluateOptions) -> int:
+    """Run `vim-compress evaluate`."""
+    from .benchmark import pick_device
+    from .data import named
+    from .masks import apply_masks, load_masks, sparsity_of
+    from .sources import open_pictures
+    from .validation import Held, accuracy, outputs
+    from .weights import load_model
+
+    device = pick_device(options.device)
+    model = load_model(options.weights, preset=options.preset, device=device)
+    result: dict[str, Any] = {"weights": str(options.weights or "shipped"), "data": options.data or "emoji"}
+    if options.masks is not None:
+        masks = load_masks(options.masks)
+        apply_masks(model, masks)
+        result["sparsity"] = sparsity_of(masks)
+    train, held = open_pictures(options.data, max(model.config.image))
+    pictures = train if held is None else held
+    named(model.config, pictures.classes, pictures.domain)
+    logits, labels = outputs(model, Held(pictures, model.config), device)
+    right = logits.argmax(-1) == labels
+    each = {
+        name: round(100 * right[labels == i].double().mean().item(), 2)
+        for i, name in enumerate(pictures.classes)
+        if (labels == i).any()
+    }
+    result |= {"pictures": len(labels), "top1": accuracy(logits, labels), "top5": accuracy(logits, labels, 5)}
+    result |= {"per_class": each}
+    if options.json:
+        _print_json(result)
+        return 0
+    print(f"{result['top1']:.2f} % of {len(labels)} pictures ({result['top5']:.2f} % among the best five)")
+    for name, value in each.items():
+        print(f"  {value:6.2f} %  {name}")
+    return 0
+
+
+def prune_command(options: PruneOptions) -> int:
+    """Run `vim-compress prune`."""
+    from .cost import parse_target
+    from .prune import check_out
+
+    target = parse_target(options.target)
+    if options.out is None:
+        raise ValueError("--out: is missing; give a new folder for the smaller network")
+    check_out(options.out, overwrite=options.overwrite)
+    from .benchmark import pick_device
+    from .prune import Measure, prune_to, report, save_cut, taylor_batches
+    from .weights import load_model
+
+    device = pick_device(options.device)
+    model = load_model(options.weights, preset=options.preset, device=device)
+    batches = None
+    if options.importance == "taylor":
+        batches = taylor_batches(options.data, model.config, options.batches, device)
+    how = Measure(batch=options.batch, device=options.device, precision=options.precision, repeats=options.repeats)
+    small, plan = prune_to(
+        model,
+        target,
+        kinds=None if options.axes is None else tuple(options.axes.split(",")),
+        by=options.importance,
+        spread=options.spread,
+        multiple=options.multiple,
+        batches=batches,
+        how=how,
+    )
+    result = report(model, small, plan, target)
+    save_cut(small, options.out, overwrite=options.overwrite)
+    if options.json:
+        _print_json(result)
+        return 0
+    print(f"{target.quantity}: {target.text(plan.before)} -> {target.text(plan.cost)} ({result['ratio']:.2f}x)")
+    parameters, macs = result["parameters"], result["total_macs"]
+    print(f"parameters: {parameters[0]:,} -> {parameters[1]:,}; multiply-adds: {macs[0]:,} -> {macs[1]:,}")
+    print(
+        f"saved {options.out}; recover its accuracy with: vim-compress train PRESET --from {options.out} --teacher ..."
+    )
+    return 0
+
+
+def info_command(options: InfoOptions) -> int:
+    """Run `vim-compress info`."""
+    from .info import model_info
+
+    size = (options.height, options.width or options.height) if options.height else None
+    result = {"network": options.network} | model_info(find_config(options.network), size)
+    if options.json:
+        _print_json(result)
+        return 0
+    print(options.network)
+    height, width = result["image"]
+    print(f"  parameters  {result['parameters']:>16,}")
+    print(f"  macs        {result['macs']:>16,}   multiply-adds, picture of {width}x{height}")
+    print(f"  scan_macs   {result['scan_macs']:>16,}   of the scans")
+    print(f"  total_macs  {result['total_macs']:>16,}")
+    return 0
+
+
+def find_config(network: str) -> ModelConfig:
+    """Return the configuration of a preset or a saved folder.
+
+    Raises:
+        ValueError: It is neither; the nearest presets are named.
+    """
+    if network not in PRESETS and Path(network).is_dir():
+        from .weights import read_config
+
+        return read_config(Path(network))
+    return preset(network)
+
+
+def benchmark_command(options: BenchmarkOptions) -> int:
+    """Run `vim-compress benchmark`."""
+    from .benchmark import compare
+
+    names = options.network.split(",")
+    models = [entry for name in names for entry in _makers(name, options.keep)]
+    sizes = parse_sizes(options.sizes, options.batch, names[0])
+    result = compare(
+        models,
+        sizes=sizes,
+        channels=find_config(names[0]).channels if names[0] in PRESETS or Path(names[0]).is_dir() else 3,
+        device=options.device,
+        precision=options.precision,
+        repeats=options.repeats,
+        modes=options.modes.split(","),
+    )
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(_finite(result), indent=1) + "\n")
+    if options.json:
+        _print_json(result)
+        return 0
+    where = result["environment"].get("GPU") or result["environment"]["cpu"]
+    print(f"{options.precision} on {where}")
+    print(f"{'network':<40}{'pixels':>12}{'batch':>7}{'mode':>10}{'ms':>10}{'images/s':>11}{'GB':>8}")
+    for row in result["rows"]:
+        start = (
+            f"{row['model']:<40}{row['image'][1]}x{row['image'][0]:<6}".ljust(52)
+            + f"{row['batch']:>7}{row['mode']:>10}"
+        )
+        if "error" in row:
+            print(f"{start}  {row['error']}")
+            continue
+        memory = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.2f}"
+        print(f"{start}{row['ms']:>10.2f}{row['images_per_s']:>11.1f}{memory:>8}")
+    return 0
+
+
+def _makers(name: str, keep: float) -> list[tuple[str, Callable[[], nn.Module]]]:
+    """Return the networks that a name stands for: itself and, with `keep`, cut and masked versions of a Vim."""
+    from dataclasses import replace
+
+    from .config import VimConfig
+    from .models import make_network
+
+    if name not in PRESETS and not Path(name).is_dir():
+        import timm
+
+        if not timm.is_model(name):
+            find_config(name)  # refuses, naming the nearest
+        return [(name, lambda: timm.create_model(name))]
+    config = find_config(name)
+    found: list[tuple[str, Callable[[], nn.Module]]] = [(name, lambda: make_network(config))]
+    if keep and isinstance(config, VimConfig):
+        widths = {f"layers.{i}.inner": max(16, round(keep * config.inner(i) / 16) * 16) for i in range(config.depth)}
+        cut_config = replace(config, widths={**config.widths, **widths})
+        found.append((f"{name} cut to {keep:g}", lambda: make_network(cut_config)))
+
+        def masked() -> nn.Module:
+            from .cut import mask
+
+            model = make_network(config)
+            mask(model, {axis: range(width) for axis, width in widths.items()})
+            return model
+
+        found.append((f"{name} masked to {keep:g}", masked))
+    return found
+
+
+def parse_sizes(text: str | None, batch: int, first: str) -> list[tuple[tuple[int, int], int]]:
+    """Read sizes such as 224:256,1248:8.
+
+    Raises:
+        ValueError: It is not such a list.
+    """
+    if text is None:
+        known = first in PRESETS or Path(first).is_dir()
+        return [(find_config(first).image if known else (224, 224), batch)]
+    found = []
+    for item in text.split(","):
+        side, _, count = item.partition(":")
+        if not side.isdigit() or (count and not count.isdigit()) or int(side) < 1 or count == "0":
+            raise ValueError(f"--sizes: must be sides, each with a batch if wanted, as 224:256,1248:8, got {text}")
+        found.append(((int(side), int(side)), int(count) if count else batch))
+    return found
+
+
+def _shortened(names: tuple[str, ...], most: int = 12) -> str:
+    more = f", ... and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(_finite(value), indent=2))
+
+
+def _finite(value: Any) -> Any:
+    """Replace infinity and NaN, which JSON does not have, by null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
