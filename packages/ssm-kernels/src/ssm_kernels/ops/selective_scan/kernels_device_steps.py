@@ -16,7 +16,8 @@ CUT_OFF = tl.constexpr(2.0**-25)
 
 # not specialised on: a new value compiles nothing, and nobody may conclude how states are aligned
 SIZES = ["first_program", "length", "slots", "span", "spans", "height", "line", "batches", "width", "A_rows", "D_rows"]
-SIZES += ["size", "count", "x_b", "dt_b", "z_b", "B_b", "C_b", "W_b", "grad_b"]
+SIZES += ["size", "count", "x_b", "x_t", "dt_b", "dt_k", "dt_t", "z_b", "z_t", "grad_b", "grad_t"]
+SIZES += ["B_b", "B_g", "B_t", "C_b", "C_g", "C_t", "W_b", "W_g", "W_t"]  # a size of 1 may come with any stride
 STATES = [
     "A",
     "initial",

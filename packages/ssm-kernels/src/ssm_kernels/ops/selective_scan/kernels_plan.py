@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 import torch
 from torch import Tensor
@@ -286,9 +287,14 @@ def _words(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, int, int]:
         B, C = B.view(torch.int32), C.view(torch.int32)
     else:
         B, C = unit_stride(B), unit_stride(C)
-    strides = [*B.stride()[:3], *C.stride()[:3]]
+    strides = [_stride(t, axis) for t in (B, C) for axis in range(3)]
     align = next(a for a in (4, 2, 1) if all(stride % a == 0 for stride in strides))
     return B, C, words, align
+
+
+def _stride(t: Tensor, axis: int) -> int:
+    """Return a stride; for an axis of size 1, which may have any, that of a contiguous tensor."""
+    return t.stride(axis) if t.shape[axis] > 1 else prod(t.shape[axis + 1 :])
 
 
 def _packs(t: Tensor) -> bool:
