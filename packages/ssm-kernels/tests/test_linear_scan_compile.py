@@ -6,6 +6,7 @@ from ssm_kernels import linear_scan, long_conv1d
 from ssm_kernels.testing import error_ratio, linear_inputs
 from torch._dynamo.testing import CompileCounterWithBackend
 
+MODES = torch.ops.ssm_kernels.linear_modes.default
 SCAN = torch.ops.ssm_kernels.linear_scan.default
 SHARED = torch.ops.ssm_kernels.diagonal_scan.default
 CONV = torch.ops.ssm_kernels.long_conv1d.default
@@ -51,6 +52,17 @@ def test_opcheck_of_shared_modes(mode, save):
     plain = [t.detach() for t in given]
     states = planes(2, 20, 2, 4) if save else planes(0)
     torch.library.opcheck(backward, (*plain, state, states, planes(2, 20, 3), planes(2, 2, 4), mode, True, "auto"))
+
+
+@pytest.mark.filterwarnings(IGNORE)
+@pytest.mark.parametrize("unit", [False, True])
+def test_opcheck_of_the_discretisation(unit):
+    modes = [*planes(3, 2, 4, 3).unbind(), planes(3).abs()]
+    given = [t.requires_grad_() for t in (m.detach() for m in modes)]
+    torch.library.opcheck(MODES, (*given, "zoh", unit, 2.0, False, "auto"))
+    backward = torch.ops.ssm_kernels.linear_modes_backward.default
+    grads = [t.detach() for t in MODES(*modes, "zoh", unit, 2.0, False, "auto")]
+    torch.library.opcheck(backward, (*grads, *modes, "bilinear", unit, 2.0, "auto"))
 
 
 @pytest.mark.filterwarnings(IGNORE)

@@ -8,6 +8,8 @@ import torch
 from ssm_kernels import linear_scan
 from ssm_kernels.ops.diagonal_scan import kernels as single
 from ssm_kernels.ops.diagonal_scan import torch_impl as single_torch
+from ssm_kernels.ops.linear_modes import kernels as modes_kernels
+from ssm_kernels.ops.linear_modes import torch_impl as modes_torch
 from ssm_kernels.ops.linear_scan import kernels, torch_impl
 from ssm_kernels.testing import assert_as_accurate, error_ratio, linear_inputs, poisoned_buffers
 
@@ -84,6 +86,24 @@ def test_single_states_are_the_vectorised_form(shape, span, start, reverse):
     for name, ours, theirs in zip(("du", "da", "dinitial"), found, truth, strict=True):
         if name != "dinitial" or start:
             assert error_ratio(ours, theirs) < 1e-6, name
+
+
+@pytest.mark.parametrize("rule", ["zoh", "bilinear"])
+@pytest.mark.parametrize("unit", [False, True])
+def test_discretisation_is_the_vectorised_form(rule, unit):
+    """With rates of 0, and slow ones where exp(z) - 1 cancels."""
+    rate, into, out, step = modes(3, 50).clone(), normal(2, 3, 50), normal(2, 3, 50, seed=1), normal(50).abs() * 0.3
+    rate[0] = -rate[0].abs()
+    rate[1] *= 5
+    rate[:, 0, :3] = 0
+    rate[:, 1, :5] *= 1e-4
+    tensors = (rate, into, out, step)
+    wanted = modes_torch.forward(*tensors, rule, unit, 2.0, torch.float32)
+    found = modes_kernels.forward(*tensors, rule, unit, 2.0)
+    grads = [torch.randn_like(t) for t in wanted]
+    wanted += modes_torch.backward(*grads, *tensors, rule, unit, 2.0)
+    found += modes_kernels.backward(*grads, *tensors, rule, unit, 2.0)
+    assert all(error_ratio(ours, theirs) < 1e-7 for ours, theirs in zip(found, wanted, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

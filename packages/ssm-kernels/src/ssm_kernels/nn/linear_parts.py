@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.checks import refuse
-from ..ops.linear_scan.arguments import precise
 from ..ops.linear_scan.discretize import Complex
 
 IMAGINARY = ("real", "imag")
@@ -32,15 +31,14 @@ def put_complex(module: nn.Module, name: str, value: Tensor) -> None:
         module.register_parameter(f"{name}_{part}", nn.Parameter(numbers.to(torch.float32).clone()))
 
 
-def get_complex(module: nn.Module, name: str, like: Tensor) -> Complex:
+def get_complex(module: nn.Module, name: str) -> Complex:
     """Give them as the operators take them."""
-    kind = precise(like.device)
-    return getattr(module, f"{name}_real").to(kind), getattr(module, f"{name}_imag").to(kind)
+    return getattr(module, f"{name}_real").float(), getattr(module, f"{name}_imag").float()
 
 
 def scaled_steps(log_step: Tensor, scale: float) -> Tensor:
     """Give the steps, `scale` times as long."""
-    return log_step.to(precise(log_step.device)).exp() * scale
+    return log_step.float().exp() * scale
 
 
 def check_sequence(name: str, x: Tensor, d_model: int) -> None:

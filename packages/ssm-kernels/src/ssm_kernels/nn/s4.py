@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..ops.linear_scan.arguments import wide
+from ..ops.linear_scan.arguments import precise, wide
 from ..ops.linear_scan.discretize import Complex
 from ..ops.long_conv1d import long_conv1d
 from ..ops.s4_kernel import dense
@@ -89,16 +89,13 @@ class S4(nn.Module):
 
     def kernel(self, length: int, *, step_scale: float = 1.0, back: bool = False) -> Tensor:
         """Return the filter, (C, L) float32; `back` that of the future."""
-        step = scaled_steps(self.log_step, step_scale)
         method: Method = "dense" if torch.compiler.is_exporting() else self.method
-        rate, low_rank, into = self._model(step)
-        out = get_complex(self, "C_b" if back else "C", step)
+        rate, low_rank, into, out, step = self._model("C_b" if back else "C", step_scale)
         return kernel_of(rate, low_rank, into, out, step, length, method, torch.float32)
 
     def matrices(self, *, step_scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
         """Return the discretised A (C, N, N), B (C, N) and C (C, N), float32, for many calls of `step`."""
-        step = scaled_steps(self.log_step, step_scale)
-        A, B, C = dense.discretize(*self._model(step), get_complex(self, "C", step), step)
+        A, B, C = dense.discretize(*self._model("C", step_scale))
         return A.float(), B.float(), C.float()
 
     def initial_state(self, batch: int) -> Tensor:
@@ -132,6 +129,10 @@ class S4(nn.Module):
             y = (after * C.to(kind)).sum(-1).to(x.dtype)
         return self.out(y + self.D.to(x.dtype) * x), after
 
-    def _model(self, step: Tensor) -> tuple[Complex, Complex, Complex]:
-        rate = -self.log_A_real.to(step.dtype).exp(), self.A_imag.to(step.dtype)
-        return rate, get_complex(self, "P", step), get_complex(self, "B", step)
+    def _model(self, name: str, step_scale: float) -> tuple[Complex, Complex, Complex, Complex, Tensor]:
+        kind = precise(self.log_step.device)
+        rate = -self.log_A_real.to(kind).exp(), self.A_imag.to(kind)
+        low_rank, into, out = (
+            (real.to(kind), imag.to(kind)) for real, imag in (get_complex(self, key) for key in ("P", "B", name))
+        )
+        return rate, low_rank, into, out, scaled_steps(self.log_step, step_scale).to(kind)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..ops.dispatch import Impl
 from ..ops.linear_scan.api import Mode
-from ..ops.linear_scan.arguments import Pairs, wide
+from ..ops.linear_scan.arguments import Modes, wide
 from ..ops.linear_scan.discretize import Complex, Discretization
 from ..ops.linear_scan.run import run
 from .hippo import Init, s4d_modes
@@ -113,7 +113,7 @@ class S4D(nn.Module):
         before = state.to(wide(x)).unbind(-1)
         y, after = run(
             x[:, None],
-            self._pairs(x, "C", step_scale),
+            self._modes("C", step_scale),
             discretization=self.discretization,
             initial_state=(before[0], before[1]),
             final=True,
@@ -124,25 +124,21 @@ class S4D(nn.Module):
     def _scan(self, x: Tensor, name: str, step_scale: float, *, reverse: bool) -> Tensor:
         return run(
             x,
-            self._pairs(x, name, step_scale),
+            self._modes(name, step_scale),
             mode=self.mode,
             discretization=self.discretization,
             reverse=reverse,
             impl=self.impl,
         )[0]
 
-    def _pairs(self, x: Tensor, name: str, step_scale: float) -> Pairs:
-        step = scaled_steps(self.log_step, step_scale)
-        rate = -self.log_A_real.to(step.dtype).exp()
+    def _modes(self, name: str, step_scale: float) -> Modes:
+        rate = -self.log_A_real.float().exp()
         if self.paired:
-            into, out = get_complex(self, "B", x), get_complex(self, name, x)
-            turn = self.A_imag.to(step.dtype)
+            parts = (rate, self.A_imag), get_complex(self, "B"), get_complex(self, name)
         else:
-            into, out = self._real("B", step.dtype), self._real(name, step.dtype)
-            turn = torch.zeros_like(rate)
-        kind = wide(x)
-        return Pairs((rate, turn), into, (out[0].to(kind), out[1].to(kind)), step, kind, twice=self.paired)
+            parts = (rate, torch.zeros_like(rate)), self._real("B"), self._real(name)
+        return Modes.of(*parts, scaled_steps(self.log_step, step_scale), 2.0 if self.paired else 1.0)
 
-    def _real(self, name: str, kind: torch.dtype) -> Complex:
-        value = getattr(self, f"{name}_real").to(kind)
+    def _real(self, name: str) -> Complex:
+        value = getattr(self, f"{name}_real").float()
         return value, torch.zeros_like(value)

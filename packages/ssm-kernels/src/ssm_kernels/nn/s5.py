@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..ops.checks import refuse
 from ..ops.dispatch import Impl
 from ..ops.linear_scan.api import Mode
-from ..ops.linear_scan.arguments import Pairs, wide
+from ..ops.linear_scan.arguments import Modes, wide
 from ..ops.linear_scan.discretize import Discretization
 from ..ops.linear_scan.run import run
 from .hippo import legs_modes
@@ -115,7 +115,7 @@ class S5(nn.Module):
         before = state.to(wide(x)).unbind(-1)
         y, after = run(
             x[:, None],
-            self._pairs(x, "C", step_scale),
+            self._modes("C", step_scale),
             discretization=self.discretization,
             initial_state=(before[0], before[1]),
             final=True,
@@ -126,15 +126,14 @@ class S5(nn.Module):
     def _scan(self, x: Tensor, name: str, step_scale: float, *, reverse: bool) -> Tensor:
         return run(
             x,
-            self._pairs(x, name, step_scale),
+            self._modes(name, step_scale),
             mode=self.mode,
             discretization=self.discretization,
             reverse=reverse,
             impl=self.impl,
         )[0]
 
-    def _pairs(self, x: Tensor, name: str, step_scale: float) -> Pairs:
-        step, kind = scaled_steps(self.log_step, step_scale), wide(x)
-        rate = -self.log_A_real.to(step.dtype).exp(), self.A_imag.to(step.dtype)
-        out = get_complex(self, name, x)
-        return Pairs(rate, get_complex(self, "B", x), (out[0].to(kind), out[1].to(kind)), step, kind, twice=True)
+    def _modes(self, name: str, step_scale: float) -> Modes:
+        rate = -self.log_A_real.float().exp(), self.A_imag.float()
+        into, out = get_complex(self, "B"), get_complex(self, name)
+        return Modes.of(rate, into, out, scaled_steps(self.log_step, step_scale), 2.0)

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 import onnxscript
 
 from ..ops.diagonal_scan.schema import diagonal_scan_op
+from ..ops.linear_modes.schema import linear_modes_op
 from ..ops.linear_scan.schema import linear_scan_op
 from ..ops.long_conv1d.schema import long_conv1d_op
 from .common import DataType, Value, cast, flip, ints, joined, number, op, rounded, sizes, wide_dtype
 from .scans import OURS, Float
+
+Pair = tuple[Value, Value]
 
 
 @onnxscript.script(OURS, default_opset=op)
@@ -98,13 +101,74 @@ def _start(initial_state: Value | None, x: Value, sizes_behind: Value, wide: Dat
     return zero, zero
 
 
-def _stacked(real: Value, imag: Value) -> Value:
-    return op.Concat(op.Unsqueeze(real, ints(1)), op.Unsqueeze(imag, ints(1)), axis=1)
+def _stacked(real: Value, imag: Value, axis: int = 1) -> Value:
+    """Put real and imaginary part side by side on a new axis."""
+    return op.Concat(op.Unsqueeze(real, ints(axis)), op.Unsqueeze(imag, ints(axis)), axis=axis)
 
 
 def _nothing(x: Value) -> Value:
     """Make what stands for states that nobody asked for, (0,)."""
     return op.Slice(op.Reshape(x, ints(-1)), ints(0), ints(0), ints(0))
+
+
+def linear_modes(
+    rate: Value,
+    into: Value,
+    out: Value,
+    step: Value,
+    rule: str,
+    unit: bool,
+    scale: float,
+    double: bool,
+    impl: str,
+) -> tuple[Value, Value, Value]:
+    """Translate the discretisation, in float64; see `ssm_kernels.ops.linear_modes`."""
+    wide, kind = DataType.DOUBLE, DataType.DOUBLE if double else DataType.FLOAT
+    shared = len(rate.shape) == 2
+    factor = number(scale, wide)
+    lam, weight_in, weight_out = (_planes(cast(t, wide), 0) for t in (rate, into, out))
+    delta = cast(step, wide)
+    a, f = _discretize((op.Mul(lam[0], delta), op.Mul(lam[1], delta)), rule)
+    f = op.Mul(f[0], delta), op.Mul(f[1], delta)
+    if shared:
+        f = op.Unsqueeze(f[0], ints(-1)), op.Unsqueeze(f[1], ints(-1))
+    b = _times(f, weight_in)
+    c = op.Mul(weight_out[0], factor), op.Mul(weight_out[1], factor)
+    if unit:
+        c = _times(b, c)
+    first = op.Expand(number(0.0, kind), ints(0)) if unit else rounded(_stacked(*b, axis=0), wide, kind)
+    return rounded(_stacked(*a, axis=0), wide, kind), first, rounded(_stacked(*c, axis=0), wide, kind)
+
+
+def _discretize(z: Pair, rule: str) -> tuple[Pair, Pair]:
+    """Give a and f / step of z = step * Lambda."""
+    wide = DataType.DOUBLE
+    one, half = number(1.0, wide), number(0.5, wide)
+    if rule == "bilinear":
+        u, v = op.Sub(one, op.Mul(half, z[0])), op.Mul(half, z[1])
+        size = op.Add(op.Mul(u, u), op.Mul(v, v))
+        f = op.Div(u, size), op.Div(v, size)
+        more = _times(z, f)
+        return (op.Add(one, more[0]), more[1]), f
+    growth = op.Exp(z[0])
+    a = op.Mul(growth, op.Cos(z[1])), op.Mul(growth, op.Sin(z[1]))
+    size = op.Add(op.Mul(z[0], z[0]), op.Mul(z[1], z[1]))
+    near = op.Less(size, number(1e-6, wide))
+    safe = op.Where(near, one, size)
+    whole = _times((op.Sub(a[0], one), a[1]), (z[0], op.Neg(z[1])))
+    series = (one, op.Mul(z[1], number(0.0, wide)))
+    for order in (4, 3, 2):  # 1 + z/2 (1 + z/3 (1 + z/4))
+        more = _times(series, z)
+        part = number(1.0 / order, wide)
+        series = op.Add(one, op.Mul(part, more[0])), op.Mul(part, more[1])
+    f = tuple(op.Where(near, close, op.Div(far, safe)) for close, far in zip(series, whole, strict=True))
+    return a, (f[0], f[1])
+
+
+def _times(p: Pair, q: Pair) -> Pair:
+    """Multiply complex numbers."""
+    real = op.Sub(op.Mul(p[0], q[0]), op.Mul(p[1], q[1]))
+    return real, op.Add(op.Mul(p[0], q[1]), op.Mul(p[1], q[0]))
 
 
 def linear_scan(
@@ -172,4 +236,9 @@ def _one_side(x: Value, kernel: Value, width: int, future: bool) -> Value:
     return op.Conv(op.Pad(x, pads), weight, group=width)
 
 
-TABLE = {linear_scan_op: linear_scan, diagonal_scan_op: diagonal_scan, long_conv1d_op: long_conv1d}
+TABLE = {
+    linear_modes_op: linear_modes,
+    linear_scan_op: linear_scan,
+    diagonal_scan_op: diagonal_scan,
+    long_conv1d_op: long_conv1d,
+}

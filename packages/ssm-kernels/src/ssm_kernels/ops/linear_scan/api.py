@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checks import refuse
 from ..dispatch import Impl, check_impl
-from .arguments import Pairs, check_modes, check_state, parts, wide
+from .arguments import Modes, check_modes, check_state, parts, wide
 from .discretize import Discretization, check_discretization
 from .reference import linear_scan_reference
 from .run import run
@@ -116,9 +116,11 @@ def linear_scan(
     if impl == "reference":
         y, final = linear_scan_reference(x, Lambda, B, C, step, initial_state, discretization, reverse)
         return (y, final) if return_final_state else y
+    kind = torch.float64 if Lambda.dtype in (torch.complex128, torch.float64) else torch.float32
+    rate, into, out = (parts(t, kind) for t in (Lambda, B, C))
     y, last = run(
         x,
-        Pairs.of(x, Lambda, B, C, step),
+        Modes.of(rate, into, out, step.to(kind), 2.0 if Lambda.is_complex() else 1.0),
         mode=mode,
         discretization=discretization,
         initial_state=None if initial_state is None else parts(initial_state, wide(x)),

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..checks import FLOATING, check_device, check_floating, refuse
-from .discretize import Complex, Discretization, discretize, times
+from ..linear_modes.autograd import linear_modes_op
+from .discretize import Complex, Discretization
 
 COMPLEX = (torch.complex64, torch.complex128)
 
@@ -69,53 +70,51 @@ def parts(x: Tensor, kind: torch.dtype) -> Complex:
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Arguments of a linear scan as real and imaginary parts, of any shape that `linear_scan` takes.
+class Modes:
+    """Modes as the operators take them: planes, real parts first.
 
     Attributes:
-        rate: Lambda.
-        into: B.
-        out: C.
-        step: Length of a step.
-        kind: Of the states: float32 or float64.
-        twice: Every mode stands for itself and its conjugate.
+        rate: Lambda, (2, M, D), for S5 (2, P).
+        into: B, (2, M, D), for S5 (2, P, H).
+        out: C, (2, M, D), for S5 (2, H, P).
+        step: Length of a step, (D,) or (P,).
+        scale: Of the sum over the modes: 2 where every one stands for itself and its conjugate.
     """
 
-    rate: Complex
-    into: Complex
-    out: Complex
+    rate: Tensor
+    into: Tensor
+    out: Tensor
     step: Tensor
-    kind: torch.dtype
-    twice: bool
+    scale: float
 
     @classmethod
-    def of(cls, x: Tensor, Lambda: Tensor, B: Tensor, C: Tensor, step: Tensor) -> Pairs:
-        """Take them apart."""
-        fine, kind = precise(x.device), wide(x)
-        return cls(parts(Lambda, fine), parts(B, fine), parts(C, kind), step.to(fine), kind, Lambda.is_complex())
+    def of(cls, rate: Complex, into: Complex, out: Complex, step: Tensor, scale: float) -> Modes:
+        """Take them as the public functions do, (D, M), or for S5 (P,), (P, H) and (H, P)."""
+        if rate[0].dim() == 1:
+            return cls(torch.stack(rate), torch.stack(into), torch.stack(out), step, scale)
+        turned = [torch.stack((pair[0].mT, pair[1].mT)) for pair in (rate, into, out)]
+        return cls(turned[0], turned[1], turned[2], step, scale)
 
     @property
     def shared(self) -> bool:
         """Whether all channels share the modes, as in S5."""
-        return self.rate[0].dim() == 1
+        return self.rate.dim() == 2
 
-    def weights(self) -> Complex:
-        """Return C, doubled where a mode stands for two."""
-        return (2 * self.out[0], 2 * self.out[1]) if self.twice else self.out
-
-    def discretized(self, discretization: Discretization) -> tuple[Complex, Complex]:
-        """Return a and b = f B with the modes' axis first: (M, D), for S5 (P,) and (P, H).
-
-        The powers of a along a row multiply its rounding by their number. So a is computed in float64, of which there
-        are few numbers, and rounded once.
-        """
-        if self.shared:
-            a, f = discretize(self.rate, self.step, discretization)
-            b = times((f[0][:, None], f[1][:, None]), self.into)
-        else:
-            a, f = discretize((self.rate[0].mT, self.rate[1].mT), self.step, discretization)
-            b = times(f, (self.into[0].mT, self.into[1].mT))
-        return (a[0].to(self.kind), a[1].to(self.kind)), (b[0].to(self.kind), b[1].to(self.kind))
+    def discretized(
+        self, x: Tensor, discretization: Discretization, impl: str, *, unit: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return a, b = f B and c for x; with `unit` c has b in it and b is empty."""
+        return linear_modes_op(
+            self.rate,
+            self.into,
+            self.out,
+            self.step,
+            discretization,
+            unit,
+            self.scale,
+            x.dtype == torch.float64,
+            "torch" if impl == "torch" else "auto",
+        )
 
 
 def wide(x: Tensor) -> torch.dtype:

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from ..diagonal_scan.autograd import diagonal_scan_op
-from .arguments import Pairs
+from .arguments import Modes
 from .autograd import linear_scan_op
-from .discretize import Complex, Discretization, times
+from .discretize import Complex, Discretization
 
 
 def run(
     x: Tensor,
-    pairs: Pairs,
+    modes: Modes,
     *,
     mode: str = "scan",
     discretization: Discretization = "zoh",
@@ -30,18 +30,17 @@ def run(
     This is what `linear_scan` and the modules call. It checks nothing and knows no complex tensors, so that exported
     graphs hold real ones only.
     """
-    a, b = pairs.discretized(discretization)
-    rates, c = torch.stack(a), pairs.weights()
-    if pairs.shared:
+    unit = not modes.shared and initial_state is None and not final  # states that nobody sees need not be in any unit
+    a, b, c = modes.discretized(x, discretization, impl, unit=unit)
+    if modes.shared:
         state = None if initial_state is None else torch.stack(initial_state, 1)
-        tensors = (x, rates, torch.stack(b), torch.stack(c), state)
+        tensors = (x, a, b, c, state)
         save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
         y, last, _ = diagonal_scan_op(*tensors, mode, reverse, save, impl)
         return y, (last[:, 0], last[:, 1])
-    c = c[0].mT, c[1].mT
-    if initial_state is None and not final:  # states that nobody sees may be in any unit: one product less per step
-        y, last = linear_scan_op(x, rates, None, torch.stack(times(b, c)), None, mode, reverse, impl)
+    if unit:
+        y, last = linear_scan_op(x, a, None, c, None, mode, reverse, impl)
         return y, (last, last)
     state = None if initial_state is None else torch.stack([part.mT for part in initial_state], 1)
-    y, last = linear_scan_op(x, rates, torch.stack(b), torch.stack(c), state, mode, reverse, impl)
+    y, last = linear_scan_op(x, a, b, c, state, mode, reverse, impl)
     return y, (last[:, 0].mT, last[:, 1].mT)
