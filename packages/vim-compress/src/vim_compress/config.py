@@ -164,7 +164,7 @@ class MambaVisionConfig:
         layer_scale: First value of the factors of both residual branches in stages 3 and 4; 0 has none.
         attention: Of the second half of a stage's blocks: inside windows, inside windows that every other block
             shifts by half, over a band of the raster, or over each token's neighbourhood.
-        reach: Tokens that band and neighbourhood see: |i - j| < reach, or a square of that side (odd).
+        reach: Tokens that band and neighbourhood see: |i - j| <= reach, or a square of that side (odd).
         conv_blocks: Stages 1 and 2: full 3 x 3 convolutions, or depthwise and pointwise ones.
         se: Squeeze-and-excitation on the output of the state-space mixers ("output"), or nowhere.
         se_ratio: Channels over the squeezed width.

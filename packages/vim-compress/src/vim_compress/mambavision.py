@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .checks import refuse
 from .config import MambaVisionConfig
+from .decay import undecayed
 from .features import feature_take_indices
 from .hybrid import ConvBlock, HybridBlock, make_rates
 from .reshape import with_classes, with_image
@@ -20,19 +21,6 @@ from .saved import SavedModel
 from .windows import crop, join_windows, pad_to_windows, split_windows
 
 STEM_EPS = 1e-4
-REDUCTIONS = 4, 8, 16, 32
-UNDECAYED = (
-    "A_log",
-    "D",
-    "gate",
-    "gate_x",
-    "gate_z",
-    "gamma_1",
-    "gamma_2",
-    "Lambda_log_neg_real",
-    "Lambda_imag",
-    "log_step",
-)
 
 
 class Stem(nn.Module):
@@ -260,7 +248,7 @@ class MambaVision(SavedModel, tags=["mamba-vision"]):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of the parameters that must not decay: A, D, gates, layer scale."""
-        return {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in UNDECAYED}
+        return undecayed(self)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return how parameters fall into stem and blocks, for layer-wise rates."""

@@ -15,12 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 from .checks import refuse
 from .config import VimConfig, grid_of
+from .decay import undecayed
 from .features import feature_take_indices
 from .mixer import VimMixer
 from .reshape import with_classes, with_image
 from .saved import SavedModel
-
-UNDECAYED = ("A_log", "A_b_log", "D", "D_b", "gate", "gamma", "Lambda_log_neg_real", "Lambda_imag", "log_step")
 
 
 class RMSNorm(nn.Module):
@@ -311,8 +310,7 @@ class VisionMamba(SavedModel, tags=["vision-mamba"]):
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of the parameters that must not decay: positions, class token, A, D, gates."""
-        names = {name for name, _ in self.named_parameters() if name.rpartition(".")[2] in UNDECAYED}
-        return names | {"pos_embed", "cls_token"}
+        return undecayed(self)
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Return how parameters fall into stem and blocks, for layer-wise rates."""
