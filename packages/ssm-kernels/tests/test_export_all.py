@@ -1,6 +1,7 @@
 """torch.export and ONNX of Mamba-2's operators, and of one model made of every mixer."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -8,7 +9,9 @@ import onnxruntime
 import pytest
 import ssm_kernels.onnx
 import torch
+from ssm_kernels import nn as mixers
 from ssm_kernels import ssd, ssd_bidirectional, ssd_step
+from ssm_kernels.compat.mamba2 import Mamba2
 from ssm_kernels.testing import error_ratio
 from torch import Tensor, nn
 from torch.export import Dim
@@ -123,3 +126,62 @@ def test_packed_ssd_is_refused_by_name():
     tensors = (*ssd_arguments(1, 5)[:5], torch.tensor([0, 2, 5]))
     with pytest.raises(torch.onnx.OnnxExporterError, match="ssd: cu_seqlens in an ONNX export must be None"):
         ssm_kernels.onnx.export(Call(call).eval(), tensors)
+
+
+def test_drop_in_mamba2_with_free_batch_and_length():
+    """The block of ssm_kernels.compat: projection, convolution, scan, gated norm."""
+    model = Mamba2(8, d_state=4, headdim=4, ngroups=2)
+    runtime = both_ways(model, draw(2, 5, 8), dynamic=SEQUENCE)
+    agree(model, runtime, draw(1, 9, 8))
+
+
+class Everything(nn.Module):
+    """Every mixer of ssm_kernels.nn once, over the pixels of a picture (B, 8, 8, 8) and over their sequence."""
+
+    SEQUENCES: ClassVar = {
+        "Mamba": lambda: mixers.Mamba(8, d_state=4),
+        "BidirectionalMamba": lambda: mixers.BidirectionalMamba(8, d_state=4),
+        "S4": lambda: mixers.S4(8, d_state=4),
+        "S4D": lambda: mixers.S4D(8, d_state=4, bidirectional=True),
+        "S5": lambda: mixers.S5(8, d_state=4),
+    }
+    PICTURES: ClassVar = {
+        "SS2D": lambda: mixers.SS2D(8, d_state=2),
+        "WindowAttention": lambda: mixers.WindowAttention(8, 2, 4, shift=2),
+        "OverlappingWindowAttention": lambda: mixers.OverlappingWindowAttention(8, 2, 4),
+        "SlidingWindowAttention": lambda: mixers.SlidingWindowAttention(8, 2, 3, ndim=2),
+    }
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.sequences = nn.ModuleList(make() for make in self.SEQUENCES.values())
+        self.pictures = nn.ModuleList(make() for make in self.PICTURES.values())
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(1, 2)
+        for mixer in self.sequences:
+            tokens = tokens + mixer(tokens)
+        x = tokens.unflatten(1, x.shape[1:3])
+        for mixer in self.pictures:
+            x = x + mixer(x)
+        return x
+
+
+def test_every_mixer_is_in_the_model():
+    assert set(mixers.__all__) == set(Everything.SEQUENCES) | set(Everything.PICTURES)
+
+
+def test_model_of_every_mixer_through_torch_export():
+    model = Everything().eval()
+    program = torch.export.export(model, (draw(2, 8, 8, 8),), dynamic_shapes=({0: Dim("batch")},))
+    x = draw(3, 8, 8, 8, seed=1)
+    torch.testing.assert_close(program.module()(x), model(x))
+
+
+@pytest.mark.slow
+def test_model_of_every_mixer_in_onnxruntime():
+    """One file for any batch gives the model's numbers."""
+    model = Everything()
+    runtime = both_ways(model, draw(2, 8, 8, 8), dynamic={0: Dim("batch")})
+    agree(model, runtime, draw(3, 8, 8, 8, seed=1))
