@@ -4,8 +4,6 @@ Every way through the kernels is forced, whatever the size would choose: a progr
 in registers or in memory, all heads at once or some at a time.
 """
 
-import dataclasses
-
 import pytest
 import torch
 from ssm_kernels.ops.ssd import kernels, kernels_plan, ssd
@@ -212,19 +210,21 @@ def test_operator_runs_the_kernels():
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+def planned(batch, length, heads, width, state):
+    x, dt = (torch.empty(batch, length, heads, *tail, dtype=torch.bfloat16, device="meta") for tail in ((width,), ()))
+    B = torch.empty(batch, length, 1, state, dtype=torch.bfloat16, device="meta")
+    A = torch.empty(heads, device="meta")
+    return kernels_plan.prepare(x, dt, A, B, B, None, None, None, None, None, True, False, chunk=0)
+
+
 def test_heads_at_once_bound_what_the_backward_needs():
     """States, adjoints and partial sums of 64 heads would be several times x; a divisor of the heads is taken."""
-    inputs = ssd_inputs(8, 2048, 64, 64, 128, optional=False, dtype=torch.bfloat16, device="meta").kwargs()
-    scan = kernels_plan.prepare(*inputs.values(), None, True, False, chunk=0)
-    at_once = scan.heads_at_once()
+    at_once = planned(8, 2048, 64, 64, 128).heads_at_once()
     each = 2 * (8 * 32 * 64 * 128 + 8 * 2048 * 128) * 2
     assert 64 % at_once == 0
-    assert at_once * each <= 2 * inputs["x"].numel() * 2 < 2 * at_once * each
+    assert at_once * each <= 2 * (8 * 2048 * 64 * 64) * 2 < 2 * at_once * each
 
 
 def test_offsets_are_wide_where_rows_are_large():
-    small = ssd_inputs(1, 1000, 8, 64, 64, optional=False, device="meta").kwargs()
-    scan = kernels_plan.prepare(*small.values(), None, True, False, chunk=0)
-    assert not scan.flags["WIDE"]
-    large = dataclasses.replace(scan, x=torch.empty(1, 2**23, 8, 64, device="meta"))
-    assert large.flags["WIDE"]
+    assert not planned(1, 1000, 8, 64, 64).flags["WIDE"]
+    assert planned(1, 2**23, 8, 64, 64).flags["WIDE"]

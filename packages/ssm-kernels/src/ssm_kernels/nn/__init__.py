@@ -4,7 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .bidirectional import BidirectionalMamba
+    from .bidirectional_mamba2 import BidirectionalMamba2
+    from .gated_norm import GatedRMSNorm
     from .mamba import Mamba
+    from .mamba2 import Mamba2
     from .s4 import S4
     from .s4d import S4D
     from .s5 import S5
@@ -18,7 +21,10 @@ __all__ = [
     "S5",
     "SS2D",
     "BidirectionalMamba",
+    "BidirectionalMamba2",
+    "GatedRMSNorm",
     "Mamba",
+    "Mamba2",
     "OverlappingWindowAttention",
     "SlidingWindowAttention",
     "WindowAttention",
@@ -29,7 +35,10 @@ _HOME = {
     "S5": "s5",
     "S4": "s4",
     "BidirectionalMamba": "bidirectional",
+    "BidirectionalMamba2": "bidirectional_mamba2",
+    "GatedRMSNorm": "gated_norm",
     "Mamba": "mamba",
+    "Mamba2": "mamba2",
     "OverlappingWindowAttention": "window",
     "SS2D": "ss2d",
     "SlidingWindowAttention": "sliding_window",
