@@ -10,6 +10,7 @@ OPS = (
     "selective_scan_bidirectional",
     "selective_scan_2d",
     "depthwise_conv1d",
+    "linear_scan",
     "window_attention",
     "sliding_window_attention",
     "steps",

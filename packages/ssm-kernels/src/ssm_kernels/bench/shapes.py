@@ -40,6 +40,8 @@ LEGEND = {
     "selective_scan_bidirectional": "batch, channels, length, state",
     "selective_scan_2d": "batch, channels, height, width, state",
     "depthwise_conv1d": "batch, channels, length, taps",
+    "linear_scan": "batch, channels, length, modes",
+    "linear_scan_shared": "batch, channels, length, modes",
     "selective_scan_step": "batch, channels, state",
     "depthwise_conv1d_step": "batch, channels, taps",
     "window_attention": "windows, heads, queries, keys, head dim",
@@ -88,6 +90,17 @@ GPU_SHAPES: dict[str, tuple[Shape, ...]] = {
         Shape("LM", (*LM[:3], 4)),
         Shape("long", (*LONG[:3], 4)),
         Shape("SR", (*SR[:3], 4)),
+    ),
+    "linear_scan": (
+        Shape("Vim-T 224", (*VIM_224[:3], 32), quick=True),
+        Shape("SR", (*SR[:3], 32)),
+        Shape("LM", (*LM[:3], 32)),
+        Shape("long", (1, 512, 65536, 32)),
+    ),
+    "linear_scan_shared": (
+        Shape("Vim-T 224", (*VIM_224[:3], 192), quick=True),
+        Shape("SR", (*SR[:3], 120)),
+        Shape("long", (1, 512, 65536, 256)),
     ),
     "selective_scan_step": (
         Shape("one", (1, 2048, 16)),
@@ -143,6 +156,8 @@ CPU_SHAPES: dict[str, tuple[Shape, ...]] = {
     "selective_scan_bidirectional": (Shape("small", (2, 192, 1024, 16)), Shape("one state", (2, 96, 512, 1))),
     "selective_scan_2d": (Shape("Contrast light", (1, 60, 32, 32, 1)), Shape("16 states", (1, 48, 16, 16, 16))),
     "depthwise_conv1d": (Shape("small", (2, 192, 1024, 4)), Shape("SR", (8, 240, 4096, 4))),
+    "linear_scan": (Shape("small", (2, 192, 1024, 16)),),
+    "linear_scan_shared": (Shape("small", (2, 192, 1024, 96)),),
     "selective_scan_step": (Shape("batch", (8, 2048, 16)),),
     "depthwise_conv1d_step": (Shape("batch", (8, 2048, 4)),),
     "window_attention": (Shape("HAT-light", (16, 6, 256, 256, 10)), Shape("OCAB", (16, 6, 256, 576, 9))),
@@ -161,6 +176,8 @@ CPU_QUICK_SHAPES: dict[str, tuple[Shape, ...]] = {
     "selective_scan_bidirectional": (Shape("tiny", (1, 8, 33, 4)),),
     "selective_scan_2d": (Shape("tiny", (1, 6, 5, 7, 2)),),
     "depthwise_conv1d": (Shape("tiny", (2, 6, 33, 4)),),
+    "linear_scan": (Shape("tiny", (2, 6, 33, 3)),),
+    "linear_scan_shared": (Shape("tiny", (2, 6, 33, 3)),),
     "selective_scan_step": (Shape("tiny", (2, 6, 4)),),
     "depthwise_conv1d_step": (Shape("tiny", (2, 6, 4)),),
     "window_attention": (Shape("tiny", (4, 2, 16, 36, 5)),),
@@ -204,6 +221,11 @@ def _conv_cost(sizes: tuple[int, ...], item: int) -> Cost:
     return Cost(2 * batch * channels * length * item, batch * channels * length)  # SiLU has one exponential
 
 
+def _linear_cost(sizes: tuple[int, ...], item: int) -> Cost:
+    batch, channels, length, _ = sizes
+    return Cost(2 * batch * channels * length * item, 0)  # x and y; parameters do not grow with the row
+
+
 def _scan_step_cost(sizes: tuple[int, ...], item: int) -> Cost:
     batch, channels, state = sizes  # the float32 state twice; x, dt, z, y, B and C; A, which is not small here
     numbers = 4 * batch * channels + 2 * batch * state
@@ -232,6 +254,8 @@ COSTS: dict[str, Callable[[tuple[int, ...], int], Cost]] = {
     "selective_scan_bidirectional": partial(_scan_cost, directions=2),
     "selective_scan_2d": _picture_cost,
     "depthwise_conv1d": _conv_cost,
+    "linear_scan": _linear_cost,
+    "linear_scan_shared": _linear_cost,
     "selective_scan_step": _scan_step_cost,
     "depthwise_conv1d_step": _conv_step_cost,
     "window_attention": _attention_cost,

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from .case import Case
+from .linear import linear_case, shared_case
 from .mixers import mixer_case
 from .operators import attention_case, bidirectional_case, bound, conv_case, picture_case, scan_case
 from .options import MIXERS, STEPS
@@ -31,6 +32,8 @@ def make_case(
         "selective_scan_bidirectional": bidirectional_case,
         "selective_scan_2d": picture_case,
         "depthwise_conv1d": conv_case,
+        "linear_scan": linear_case,
+        "linear_scan_shared": shared_case,
         "sliding_window_attention": sliding_case,
         "selective_scan_step": scan_step_case,
         "depthwise_conv1d_step": conv_step_case,
@@ -45,6 +48,8 @@ def rows_of(ops: Iterable[str]) -> Iterator[str]:
             yield from MIXERS if op == "mixers" else STEPS
         else:
             yield op
+            if op == "linear_scan":
+                yield "linear_scan_shared"
             if op == "window_attention":
                 yield "window_attention_nobias"
 

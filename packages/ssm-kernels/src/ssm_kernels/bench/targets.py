@@ -19,6 +19,8 @@ PEERS: dict[str, tuple[str, ...]] = {
     "selective_scan_bidirectional": ("mamba_ssm_flip",),
     "selective_scan_2d": ("vmamba_oflex", "mamba_ssm"),
     "depthwise_conv1d": ("torch_eager", "causal_conv1d"),
+    "linear_scan": ("torch_fft",),
+    "linear_scan_shared": ("torch_fft",),
     "selective_scan_step": ("mamba_ssm",),
     "depthwise_conv1d_step": ("causal_conv1d",),
     "window_attention": ("torch_eager", "torch_sdpa"),
