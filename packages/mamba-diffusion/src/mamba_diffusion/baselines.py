@@ -67,7 +67,7 @@ def kriging(coords: NDArray, values: NDArray, queries: NDArray) -> tuple[NDArray
         with warnings.catch_warnings():  # a length at its bound is as good an answer
             warnings.simplefilter("ignore", ConvergenceWarning)
             process.fit(coords, (channel - channel.mean()) / scale)
-        mean, std = process.predict(queries, return_std=True)
+        mean, std = (np.asarray(x) for x in process.predict(queries, return_std=True))
         means.append(mean * scale + channel.mean())
         stds.append(std * scale)
     return np.stack(means, -1), np.stack(stds, -1)

@@ -46,7 +46,9 @@ class Condition(NamedTuple):
     context_order: Tensor | None = None
 
     def repeat(self, samples: int) -> Condition:
-        """Repeat every field `samples` times, next to each other."""
+        """Repeat every field `samples` times, next to each other; a single field takes no more memory."""
+        if self.input_coords.shape[0] == 1:
+            return Condition._make(None if x is None else x.expand(samples, *x.shape[1:]) for x in self)
         return Condition._make(None if x is None else x.repeat_interleave(samples, 0) for x in self)
 
     def fields(self, part: slice) -> Condition:

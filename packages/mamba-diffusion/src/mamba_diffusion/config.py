@@ -49,6 +49,7 @@ class ModelConfig:
         length: Its correlation length.
         nugget: Of the kriging, relative to the variance.
         noise_length: Correlation length of the starting noise; 0 makes it white.
+        unit: Of the values it was trained on, taken from the data; empty for pictures in [0, 1].
     """
 
     kind: Kind = "ours"
@@ -75,6 +76,7 @@ class ModelConfig:
     length: float = 0.5
     nugget: float = 1e-3
     noise_length: float = 0.02
+    unit: str = ""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be built. Lists become tuples, so that a configuration from JSON is equal."""

@@ -87,6 +87,7 @@ class Crops(Dataset[Batch]):
 
     def __init__(self, fields: Sequence[Field], cfg: TrainConfig, moments: Moments) -> None:
         self.cfg, self.dims = cfg, cfg.model.dims
+        self.unit = fields[0].unit if fields else ""
         least = max(cfg.sides)
         sizes = [(f.name, x) for f in fields for x in pyramid(f.values, cfg.levels)]
         sizes = [(name, x) for name, x in sizes if min(x.shape[:-1]) >= least]

@@ -34,9 +34,10 @@ class Fourier(nn.Module):
 
     def forward(self, coords: Tensor) -> Tensor:
         """(B, N, d) to (B, N, 2 * count), in the dtype of the coordinates."""
-        with torch.autocast(coords.device.type, enabled=False):  # a phase needs all its digits
-            phase = 2 * math.pi * coords @ self.B.to(coords.dtype).T
-            return torch.cat([phase.sin(), phase.cos()], -1)
+        # products and a sum, not a matrix product, which autocast would round: a phase needs all its digits
+        turns = sum(coords[..., axis, None] * self.B[:, axis].to(coords.dtype) for axis in range(self.B.shape[1]))
+        phase = 2 * math.pi * torch.as_tensor(turns)
+        return torch.cat([phase.sin(), phase.cos()], -1)
 
 
 def time_features(t: Tensor, width: int, scale: float = 1.0) -> Tensor:

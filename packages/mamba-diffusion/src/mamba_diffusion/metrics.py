@@ -35,8 +35,8 @@ def ssim(prediction: NDArray, truth: NDArray, data_range: float = 1.0) -> float:
 
     Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861.
     """
-    good = np.isfinite(truth).all(-1)
-    inside = ndimage.binary_erosion(good, np.ones((3,) * good.ndim, bool), border_value=1)
+    good = np.asarray(np.isfinite(truth).all(-1))
+    inside = np.asarray(ndimage.binary_erosion(good, np.ones((3,) * good.ndim, bool), border_value=1), bool)
     a, b = (np.where(good[..., None], x, 0).astype(np.float64) for x in (prediction, truth))
     sigma = (SSIM_SIGMA,) * good.ndim + (0,)
 
@@ -88,12 +88,13 @@ def coverage(samples: NDArray, truth: NDArray, level: float = 0.9) -> float:
     """
     count = len(samples)
     place = max((count + 1) * (1 - level) / 2 - 1, 0.0)
-    order = np.sort(samples, 0)
+    order: NDArray = np.sort(samples, axis=0)
     low, part = int(place), place - int(place)
     lower = order[low] * (1 - part) + order[min(low + 1, count - 1)] * part
     upper = order[-1 - low] * (1 - part) + order[max(-2 - low, -count)] * part
     good = np.isfinite(truth)
-    return float(((truth >= lower) & (truth <= upper))[good].mean())
+    inside = np.asarray((truth >= lower) & (truth <= upper))
+    return float(inside[good].mean())
 
 
 def expected_coverage(count: int, level: float = 0.9) -> float:

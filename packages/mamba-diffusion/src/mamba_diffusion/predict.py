@@ -35,6 +35,7 @@ class Prediction:
         noise_std: How observed values are enforced where a query lies on a sensor: None leaves them to the network, 0
             puts them there exactly, more adds the sensor's own error, in the unit of the values.
         chunk: Queries decoded at once, over all samples; None takes 32,768. The samples do not depend on it.
+        bf16: Run the network in bfloat16; kriging and the path stay float32.
     """
 
     samples: int = 1
@@ -42,6 +43,7 @@ class Prediction:
     seed: int = 0
     noise_std: float | None = None
     chunk: int | None = None
+    bf16: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what gives no sample."""
@@ -103,9 +105,9 @@ def sample_fields(
     given = model.prepare(coords, values, queries)
     fields, rows = coords.shape[0], fields_at_once(model, coords.shape[1], queries.shape[1])
     total = fields * asked.samples
-    noise = Noise(model, asked.seed, total, queries.repeat_interleave(asked.samples, 0))
-    start = noise()
     whole = given.repeat(asked.samples)
+    noise = Noise(model, asked.seed, total, whole.query_coords)
+    start = noise()
 
     def velocity(z: Tensor, t: float) -> Tensor:
         parts = []
@@ -113,7 +115,8 @@ def sample_fields(
             part = slice(first, min(total, first + rows))
             time = torch.full((part.stop - first,), t, device=z.device)
             chunk = decode_at_once(model, part.stop - first, asked.chunk)
-            parts.append(model(z[part], time, whole.fields(part), chunk))
+            with torch.autocast(z.device.type, torch.bfloat16, enabled=asked.bf16):
+                parts.append(model(z[part], time, whole.fields(part), chunk))
         return torch.cat(parts)
 
     def tell(t: float, z: Tensor) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from .config import ModelConfig
 
 WAVES = 256  # K, of smooth noise
+POINTS = 1 << 18  # whose waves are held at once
 
 
 class Moments(NamedTuple):
@@ -48,8 +49,11 @@ def make_noise(numbers: dict[str, Tensor], coords: Tensor) -> Tensor:
     """
     if "noise" in numbers:
         return numbers["noise"]
-    phase = 2 * math.pi * coords @ numbers["frequencies"].mT
-    return torch.cat([phase.sin(), phase.cos()], -1) @ numbers["amplitudes"]
+    parts = []
+    for part in coords.split(max(1, POINTS // coords.shape[0]), 1):
+        phase = 2 * math.pi * part @ numbers["frequencies"].mT
+        parts.append(torch.cat([phase.sin(), phase.cos()], -1) @ numbers["amplitudes"])
+    return torch.cat(parts, 1)
 
 
 def at_time(data: Tensor, noise: Tensor, t: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -15,10 +15,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from .checkpoint import Progress, check_folder, check_space, open_folder, resume
 from .data import Crops, open_source
+from .fieldset import Part
 from .guard import FiniteGuard
 from .model import SparseField
 from .recipes import TrainConfig
-from .validation import Shown, validation_fields
+from .validation import validation_fields
 from .weights import start_from
 
 
@@ -53,7 +54,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     guard: FiniteGuard
     source: Crops
-    shown: list[Shown]
+    shown: list[Part]
     progress: Progress
 
     @property
@@ -74,7 +75,7 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
         check_folder(cfg, out, resume=resume_run)
     source, fields, moments = open_source(cfg, verbose=main)
     torch.manual_seed(cfg.seed)  # the same first weights on every process
-    plain = SparseField(cfg.model)
+    plain = SparseField(replace(cfg.model, unit=source.unit))
     if cfg.model.standardise:
         plain.mean.copy_(torch.from_numpy(moments.mean))
         plain.std.copy_(torch.from_numpy(moments.std))

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, spatial
+from scipy import ndimage
+from scipy.spatial import KDTree
 
 FLAT = 0.02  # largest standard deviation of a flat window, as a share of the data's range
 LEAST_POINTS = 30  # of the flat mask
@@ -48,11 +49,11 @@ def flat_mask(truth: NDArray, data_range: float, threshold: float = FLAT) -> NDA
     """
     dims = truth.ndim - 1
     window = (FLAT_WINDOW,) * dims + (1,)
-    good = np.isfinite(truth).all(-1)
+    good = np.asarray(np.isfinite(truth).all(-1))
     filled = np.where(good[..., None], truth, 0.0).astype(np.float64)
     centred = filled - filled.mean()
-    mean = ndimage.uniform_filter(centred, window, mode="nearest")
-    square = ndimage.uniform_filter(centred**2, window, mode="nearest")
+    mean = ndimage.uniform_filter(centred, list(window), mode="nearest")  # pyright: ignore[reportArgumentType]
+    square = ndimage.uniform_filter(centred**2, list(window), mode="nearest")  # pyright: ignore[reportArgumentType]
     deviation = np.sqrt(np.maximum(square - mean**2, 0)).mean(-1)
     inside = ndimage.binary_erosion(good, np.ones(window[:-1], bool))
     return (deviation < threshold * data_range) & inside
@@ -120,8 +121,8 @@ def scattered_residual(coords: NDArray, values: NDArray, neighbours: int = NEIGH
     Returns:
         (N, C): for unit Gaussian noise its standard deviation is 1 at every point.
     """
-    tree = spatial.cKDTree(coords)
-    near = tree.query(coords, neighbours + 1)[1][:, 1:]
+    tree = KDTree(coords)
+    near = np.asarray(tree.query(coords, neighbours + 1)[1])[:, 1:]
     offset = coords[near] - coords[:, None]
     design = np.concatenate([np.ones_like(offset[..., :1]), offset], -1).astype(np.float64)
     inverse = np.linalg.pinv(design)[:, :1]  # the plane at the point itself: a weighted mean

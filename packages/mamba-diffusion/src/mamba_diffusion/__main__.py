@@ -1,0 +1,5 @@
+"""`python -m mamba_diffusion` is `mamba-diffusion`."""
+
+from .cli import run
+
+run()
