@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .pretrained import exact
+
 ATTENTION_SCALE = 8.0  # of the logits between unit vectors
 SHRINK = 0.01  # of the spectrum in EinFFT
 
@@ -142,7 +144,7 @@ class EinFFT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, d) to (B, L, d); float32 inside."""
-        with torch.autocast(x.device.type, enabled=False):
+        with exact(x):
             y = self.norm(x.float()).unflatten(-1, (self.blocks, -1))
             y = torch.view_as_real(torch.fft.fft(y, dim=1, norm="ortho"))
             real, imaginary = y.unbind(-1)

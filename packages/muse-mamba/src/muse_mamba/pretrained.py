@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -25,6 +26,16 @@ class Pretrained(nn.Module):
     config_class: ClassVar[Any]
     kind: ClassVar[str]
     config: Any
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors (parameters and buffers).
@@ -67,6 +78,11 @@ class Pretrained(nn.Module):
             detail = " ".join(str(error).split())[:300]
             raise ValueError(f"{cls.__name__}: {folder} does not hold what its config.json says: {detail}") from error
         return model.to(device).eval()
+
+
+def exact(x: Tensor) -> AbstractContextManager[object]:
+    """Return a context without autocast for the device of a tensor."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def read_config(folder: Path, kind: str) -> dict[str, Any]:

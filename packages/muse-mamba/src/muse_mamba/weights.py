@@ -28,6 +28,30 @@ def shipped_model() -> Path:
     return _shipped(MODEL_NAME, "token model", "--model", "muse-mamba train ship --out runs/model")
 
 
+def find_model(folder: Path | None) -> Path:
+    """Return the folder of the token model that is asked for.
+
+    Raises:
+        ValueError: It holds none, or none ships.
+    """
+    return shipped_model() if folder is None else _given(folder, "--model")
+
+
+def find_tokenizer(folder: Path | None) -> Path:
+    """Return the folder of the tokenizer that is asked for.
+
+    Raises:
+        ValueError: It holds none, or none ships.
+    """
+    return shipped_tokenizer() if folder is None else _given(folder, "--tokenizer")
+
+
+def _given(folder: Path, option: str) -> Path:
+    if not (folder / WEIGHTS).is_file():
+        raise ValueError(f"{option}: must be a folder with {WEIGHTS}, got {folder}; give a run's model/ folder")
+    return folder
+
+
 def _shipped(name: str, what: str, option: str, command: str) -> Path:
     folder = SHIPPED / name
     if not (folder / WEIGHTS).is_file():

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ..checks import refuse
-from ..pretrained import Pretrained
+from ..pretrained import Pretrained, exact
 from .config import TokenizerConfig
 from .quantize import EmaQuantizer, LookupFreeQuantizer, Quantized
 
@@ -123,7 +123,7 @@ class VQTokenizer(Pretrained):
             found = f"{int(ids.min())} to {int(ids.max())}"
             refuse("VQTokenizer.decode", "ids", f"in 0..{self.config.codes - 1}", found, "decode no masked tokens")
         values = self.quantizer.entries(ids).float().permute(0, 3, 1, 2)
-        with torch.autocast(ids.device.type, enabled=False):
+        with exact(ids):
             return self._decode(values).clamp(0, 1)
 
     def _quantize(self, pictures: Tensor) -> Quantized:
@@ -137,7 +137,7 @@ class VQTokenizer(Pretrained):
         x = pictures
         for layer in self.encoder:
             x = self._run(layer, x)
-        with torch.autocast(x.device.type, enabled=False):
+        with exact(x):
             return self.quantizer(x.permute(0, 2, 3, 1))
 
     def _decode(self, x: Tensor) -> Tensor:

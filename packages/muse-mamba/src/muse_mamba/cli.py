@@ -1,0 +1,152 @@
+"""The command `muse-mamba`. Nothing heavy is imported before a verb has read its arguments."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from . import arguments
+from .arguments import parse_options
+
+USAGE = """usage: muse-mamba VERB ...
+
+  generate         draw pictures of a sentence
+  inpaint          draw a part of a picture anew
+  outpaint         draw what could be around a picture
+  variation        draw a picture partly anew
+  train            train a token model
+  train-tokenizer  train a VQ-VAE
+  encode           pack pictures and encoded captions into one folder
+  study            train every way of mixing text in under one budget, and compare
+  info             parameters and operations of a model
+
+  muse-mamba VERB --help   options of a verb
+  muse-mamba --version     version
+
+First try:  muse-mamba generate "a red apple"
+Exit codes: 0 done; 2 nothing done, the message says why.
+"""
+
+PROMPTS = ("prompts", "*", "What shall be drawn, one text each, in quotes.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code.
+
+    Args:
+        argv: Arguments after the program's name; None takes the process's.
+    """
+    try:
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output left, as `head` does; nothing may be flushed to it at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    return code
+
+
+def _dispatch(argv: list[str]) -> int:
+    verb = argv[0] if argv else ""
+    verbs: dict[str, Callable[[list[str]], int]] = {
+        "generate": lambda rest: _drawing("generate", rest, arguments.GenerateOptions),
+        "inpaint": lambda rest: _drawing("inpaint", rest, arguments.InpaintOptions),
+        "outpaint": lambda rest: _drawing("outpaint", rest, arguments.OutpaintOptions),
+        "variation": lambda rest: _drawing("variation", rest, arguments.VariationOptions),
+        "train": _train,
+        "train-tokenizer": _train_tokenizer,
+        "encode": _encode,
+        "study": _study,
+        "info": _info,
+    }
+    if verb in verbs:
+        return _guarded(verb, verbs[verb], argv[1:])
+    if verb in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if verb == "--version":
+        from importlib.metadata import version
+
+        print(f"muse-mamba {version('muse-mamba')}")
+        return 0
+    found = f"unknown verb {verb!r}" if verb else "no verb given"
+    print(f"muse-mamba: {found}; choose {', '.join(verbs)} (see muse-mamba --help)", file=sys.stderr)
+    return 2
+
+
+def _guarded(verb: str, command: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Run a verb; what a user can cause ends in one line instead of a traceback."""
+    try:
+        return command(arguments)
+    except SystemExit as stop:  # --help
+        return stop.code if isinstance(stop.code, int) else 0
+    except (ValueError, MemoryError) as error:
+        message, code = str(error) or "out of memory; use a smaller --num or --batch", 2
+    except KeyboardInterrupt:
+        message, code = "interrupted", 130
+    print(f"muse-mamba {verb}: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def run() -> NoReturn:
+    """Run as a process of its own (`python -m muse_mamba`)."""
+    sys.exit(main())
+
+
+def _drawing(verb: str, argv: list[str], kind: type[Any]) -> int:
+    described = {
+        "generate": "Draw pictures of a sentence.",
+        "inpaint": "Draw anew what a mask marks in a picture.",
+        "outpaint": "Make a picture smaller and draw what could be around it.",
+        "variation": "Draw a share of a picture anew.",
+    }[verb]
+    options, prompts = parse_options(verb, argv, kind, description=described, positional=PROMPTS)
+    from . import generating
+
+    return getattr(generating, f"{verb}_command")(prompts, options)
+
+
+def _train(argv: list[str]) -> int:
+    from .train import main as train
+
+    return train(argv)
+
+
+def _train_tokenizer(argv: list[str]) -> int:
+    from .tokenizer.train import main as train
+
+    return train(argv)
+
+
+def _encode(argv: list[str]) -> int:
+    description = "Pack pictures and encoded captions into one folder, for machines without the packages."
+    options, _ = parse_options("encode", argv, arguments.EncodeOptions, description=description)
+    from .commands import encode_command
+
+    return encode_command(options)
+
+
+def _study(argv: list[str]) -> int:
+    description = "Train every method under one budget; goes on where it was stopped."
+    options, _ = parse_options("study", argv, arguments.StudyOptions, description=description)
+    from .study import study_command
+
+    return study_command(options)
+
+
+def _info(argv: list[str]) -> int:
+    options, _ = parse_options(
+        "info",
+        argv,
+        arguments.InfoOptions,
+        description="Count a model's parameters and operations.",
+        positional=("preset", "?", "A token model or tokenizer, by default study."),
+    )
+    from .commands import info_command
+
+    return info_command(options)
+
+
+if __name__ == "__main__":
+    run()
