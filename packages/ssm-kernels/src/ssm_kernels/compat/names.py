@@ -22,6 +22,14 @@ def _of(source: str, *names: str, **renamed: str) -> Exports:
 
 
 _NORMS = _of("norms", "RMSNorm", "layer_norm_fn", "rms_norm_fn", "layer_norm_linear_fn")
+# what the mixer files there import for themselves, and public code asks of them
+_INSIDE = {
+    **_of("scan", "selective_scan_fn"),
+    **_of("inner", "mamba_inner_fn"),
+    **_of("conv", "causal_conv1d_fn", "causal_conv1d_update"),
+    **_of("state_update", "selective_state_update"),
+    **_of("norms", "RMSNorm", "layer_norm_fn", "rms_norm_fn"),
+}
 
 MODULES: dict[str, Exports] = {
     "mamba_ssm": {
@@ -58,6 +66,7 @@ MODULES: dict[str, Exports] = {
     "mamba_ssm.modules.mamba_simple": {
         **_of("mamba", "Mamba"),
         **_of("block", Block="BlockWithoutMLP"),  # here in mamba-ssm 1.x
+        **_INSIDE,
     },
     "mamba_ssm.modules.mamba2": _of("mamba2", "Mamba2"),
     "mamba_ssm.modules.mamba2_simple": _of("mamba2_simple", "Mamba2Simple"),
@@ -65,9 +74,13 @@ MODULES: dict[str, Exports] = {
     "mamba_ssm.modules.mlp": _of("block", "GatedMLP"),
     "mamba_ssm.models": {},
     "mamba_ssm.models.config_mamba": _of("language_model", "MambaConfig"),
-    "mamba_ssm.models.mixer_seq_simple": _of(
-        "language_model", "MambaLMHeadModel", "MixerModel", "create_block", _init_weights="init_weights"
-    ),
+    "mamba_ssm.models.mixer_seq_simple": {
+        **_of("language_model", "MambaLMHeadModel", "MixerModel", "create_block", _init_weights="init_weights"),
+        **_of("mamba", "Mamba"),
+        **_of("mamba2", "Mamba2"),
+        **_of("block", "Block"),
+        **_of("norms", "RMSNorm", "layer_norm_fn", "rms_norm_fn"),
+    },
     "mamba_ssm.utils": {},
     "mamba_ssm.utils.generation": {
         **_of("generation", "GenerationMixin", "decode", "sample", "modify_logit_for_repetition_penalty"),
