@@ -25,9 +25,9 @@ FUSION = {"enable_fp_fusion": True}  # Triton's default until 3.9, which asks to
 KINDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 PRECISION = "tf32x3"  # of float32 products: as accurate as float32 itself, on tensor cores
 ENOUGH_PROGRAMS = 1024  # of the gradient of the bias: about 8 on every multiprocessor of a large GPU
-# Queries and keys of a program, warps and stages, for heads of up to 64 in half precision
-FORWARD, QUERIES, KEYS, BIAS = (128, 64, 8, 2), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)
-TABLE_BLOCK, PAIRS_BLOCK, PAIRS_QUERIES, MERGE_BLOCK = 1024, 32, 32, 1024
+# Queries and keys of a program, warps, stages and windows that share a bias, for heads of up to 64 in half precision
+FORWARD, QUERIES, KEYS, BIAS = (64, 32, 4, 2, 2), (64, 32, 4, 2, 2), (32, 64, 4, 2, 2), (64, 64, 4, 2, 1)
+TABLE_BLOCK, PAIRS_NUMBERS, MERGE_BLOCK = 1024, 8192, 1024
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,12 @@ class Plan:
     bias: dict[str, object]
 
     @staticmethod
-    def blocks(settings: dict[str, object], name: str, count: int) -> int:
-        """Count the blocks of queries or keys."""
-        size = settings[name]
+    def programs(settings: dict[str, object], name: str, count: int, windows: int, heads: int) -> tuple[int]:
+        """Count the programs that take blocks of `count` queries or keys of groups of windows."""
+        size, group = settings[name], settings["GROUP"]
         assert isinstance(size, int)
-        return -(-count // size)
+        assert isinstance(group, int)
+        return (-(-count // size) * -(-windows // group) * heads,)
 
 
 def _cut(size: int, most: int) -> int:
@@ -52,19 +53,19 @@ def _cut(size: int, most: int) -> int:
     return max(16, min(most, triton.next_power_of_2(size)))
 
 
-def _settings(dim: int, queries: int, keys: int, most: tuple[int, int, int, int], wide: bool) -> dict[str, object]:
+def _settings(dim: int, queries: int, keys: int, most: tuple[int, ...], wide: bool) -> dict[str, object]:
     """Choose blocks, warps and stages of a kernel; `most` is for heads of up to 64 in half precision.
 
     Three products stand for one of float32, each with its own operands in registers.
     """
-    block_q, block_k, warps, stages = most
+    block_q, block_k, warps, stages, group = most
     if wide:
-        block_q, block_k, stages = 32, 32 if dim <= 64 else 16, 1
+        block_q, block_k, stages, group = 32, 32 if dim <= 64 else 16, 1, 1
     elif dim > 64:
-        block_q, block_k = min(block_q, 64), min(block_k, 32)
+        block_q, block_k, group = min(block_q, 64), min(block_k, 32), 1
     block_q, block_k = _cut(queries, block_q), _cut(keys, block_k)
     warps = min(warps, max(1, block_q * block_k // 512))
-    return {"BLOCK_Q": block_q, "BLOCK_K": block_k, "num_warps": warps, "num_stages": stages}
+    return {"BLOCK_Q": block_q, "BLOCK_K": block_k, "GROUP": group, "num_warps": warps, "num_stages": stages}
 
 
 def common_settings(dim: int, vector: int, dtype: torch.dtype, device: str) -> dict[str, object]:
@@ -93,7 +94,7 @@ def plan(dim: int, vector: int, window: int, key_window: int, shift: int, dtype:
         forward={**common, **_settings(*sizes, FORWARD, wide)},
         queries={**common, **_settings(*sizes, QUERIES, wide)},
         keys={**common, **_settings(*sizes, KEYS, wide)},
-        bias={**common, **_settings(*sizes, BIAS, wide)},
+        bias={key: x for key, x in {**common, **_settings(*sizes, BIAS, wide)}.items() if key != "GROUP"},
     )
 
 
@@ -107,7 +108,7 @@ class Call:
         v: Values.
         bias: The table as the kernels read it, or None.
         plan: Settings of the kernels.
-        sizes: H, W, heads and the two strides, arguments of every kernel.
+        sizes: H, W, heads, the two strides and the number of windows, arguments of every kernel.
         window: Side of a window.
         key_window: Side of the square of keys.
         windows: How many windows there are.
@@ -119,7 +120,7 @@ class Call:
     v: Tensor
     bias: Tensor | None
     plan: Plan
-    sizes: tuple[int, int, int, int, int]
+    sizes: tuple[int, int, int, int, int, int]
     window: int
     key_window: int
     windows: int
@@ -188,8 +189,8 @@ def _prepare(
             bias_table, bias, heads, *bias_table.stride(), WINDOW=window, KEY_WINDOW=key_window, BLOCK=TABLE_BLOCK,
             **FUSION,
         )  # fmt: skip
-    sizes = height, width, heads, steps[0] // vector, steps[1] // vector
     windows = batch * (height // window) * (width // window)
+    sizes = height, width, heads, steps[0] // vector, steps[1] // vector, windows
     return Call(q, k, v, bias, settings, sizes, window, key_window, windows, scale)
 
 
@@ -211,7 +212,7 @@ def window_attention_triton(
         numbers = 2 if call.q.dtype == torch.float32 else 1
         lse = torch.empty(call.windows, heads, numbers, queries, dtype=torch.float32, device=q.device)
         settings = call.plan.forward
-        forward_kernel[(call.windows * heads * Plan.blocks(settings, "BLOCK_Q", queries),)](
+        forward_kernel[Plan.programs(settings, "BLOCK_Q", queries, call.windows, heads)](
             call.q, call.k, call.v, call.bias, out, lse, *call.sizes, call.factor, **settings
         )
     return out, lse
@@ -239,7 +240,7 @@ def window_attention_backward_triton(
         delta = torch.empty(call.windows, heads, queries, dtype=torch.float32, device=q.device)
         inputs = grad, call.q, call.k, call.v, call.bias
         settings = call.plan.queries
-        query_kernel[(call.windows * heads * Plan.blocks(settings, "BLOCK_Q", queries),)](
+        query_kernel[Plan.programs(settings, "BLOCK_Q", queries, call.windows, heads)](
             *inputs, out, lse, grad_q, delta, *call.sizes, call.factor, scale, **settings
         )
         settings = call.plan.keys
@@ -247,7 +248,7 @@ def window_attention_backward_triton(
         if key_window > window:
             shape = call.windows, keys, heads, q.shape[4]
             key_grads = tuple(torch.empty(shape, dtype=x.dtype, device=x.device) for x in (k, v))
-        key_kernel[(call.windows * heads * Plan.blocks(settings, "BLOCK_K", keys),)](
+        key_kernel[Plan.programs(settings, "BLOCK_K", keys, call.windows, heads)](
             *inputs, lse, delta, *key_grads, *call.sizes, call.factor, scale, **settings
         )
         if key_window > window:
@@ -274,14 +275,18 @@ def _table_gradient(
     """Sum the gradient of the scores over the windows, and then over the pairs that share a row of the table."""
     heads, queries, keys = call.q.shape[3], call.window**2, call.key_window**2
     settings = call.plan.bias
-    blocks = heads * Plan.blocks(settings, "BLOCK_Q", queries) * Plan.blocks(settings, "BLOCK_K", keys)
+    block_q, block_k = settings["BLOCK_Q"], settings["BLOCK_K"]
+    assert isinstance(block_q, int)
+    assert isinstance(block_k, int)
+    blocks = heads * triton.cdiv(queries, block_q) * triton.cdiv(keys, block_k)
     run = triton.cdiv(call.windows, min(call.windows, triton.cdiv(ENOUGH_PROGRAMS, blocks)))
     runs = triton.cdiv(call.windows, run)
     parts = torch.empty(runs, heads, queries, keys, dtype=torch.float32, device=call.q.device)
-    bias_kernel[(runs * blocks,)](*inputs, lse, delta, parts, *call.sizes, call.factor, call.windows, run, **settings)
+    bias_kernel[(runs * blocks,)](*inputs, lse, delta, parts, *call.sizes, call.factor, run, **settings)
     table = torch.empty(bias_table.shape, dtype=bias_table.dtype, device=bias_table.device)
-    pairs_kernel[(heads * triton.cdiv(table.shape[0], PAIRS_BLOCK),)](
-        parts, table, runs, heads, WINDOW=call.window, KEY_WINDOW=call.key_window,
-        BLOCK=PAIRS_BLOCK, BLOCK_Q=PAIRS_QUERIES, **FUSION,
+    width, key_width = (triton.next_power_of_2(side) for side in (call.window, call.key_window))
+    pairs_kernel[(heads * (call.window + call.key_window - 1),)](
+        parts.sum(0) if runs > 1 else parts, table, heads, WINDOW=call.window, KEY_WINDOW=call.key_window,
+        BLOCK_W=width, BLOCK_K=key_width, LINES=max(1, min(width, PAIRS_NUMBERS // (width * key_width))), **FUSION,
     )  # fmt: skip
     return table

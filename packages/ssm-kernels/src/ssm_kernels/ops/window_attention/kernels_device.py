@@ -7,10 +7,11 @@ number: partition, cyclic shift and frame are arithmetic, and no window is ever 
 The position bias is read from a small table per head, at the sum of a term of the query and a term of the key. Keys
 beyond the last one, of a block that is not full, have a term that leads behind the table, to entries that mask.
 """
-# This is Triton's language: constexpr parameters take plain values, a branch on a constexpr is decided when compiling.
-# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportIndexIssue=false
+# This is Triton's language: constexpr parameters take plain values, a branch on a constexpr is decided when compiling,
+# and tuples are joined by +.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportPossiblyUnboundVariable=false, reportIndexIssue=false
 # pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false, reportInvalidTypeForm=false
-# ruff: noqa: SIM108
+# ruff: noqa: PLR0915, RUF005, SIM108
 
 import triton
 import triton.language as tl
@@ -18,7 +19,7 @@ import triton.language as tl
 MASKED = tl.constexpr(-1e30)  # a score that leaves nothing; finite, so that a block of nothing else makes no NaN
 NOBODY = tl.constexpr(1e30)  # log-sum-exp of a query that does not exist: its probabilities are zero
 LOG2_E = tl.constexpr(1.4426950408889634)
-SIZES = ["height", "width", "heads", "pixel", "head_step"]
+SIZES = ["height", "width", "heads", "pixel", "head_step", "windows"]
 
 
 @triton.jit(do_not_specialize=["heads"])
@@ -90,8 +91,9 @@ def key_term(index, WINDOW: tl.constexpr, KEY_WINDOW: tl.constexpr, BLOCK: tl.co
 
 
 @triton.jit
-def region(index, last_row, last_column, WINDOW: tl.constexpr, SHIFT: tl.constexpr):
+def region(index, window, height, width, WINDOW: tl.constexpr, SHIFT: tl.constexpr):
     """Number the parts of a shifted window whose pixels are neighbours in the picture too."""
+    _, _, _, last_row, last_column = locate(window, height, width, WINDOW)
     below = (index // WINDOW >= WINDOW - SHIFT) & last_row
     right = (index % WINDOW >= WINDOW - SHIFT) & last_column
     return below.to(tl.int32) * 2 + right.to(tl.int32)
@@ -118,8 +120,60 @@ def store_rows(base, pixel, step, there, value, D: tl.constexpr, BLOCK_D: tl.con
 
 
 @triton.jit
+def load_tokens(
+    base, head_start, pixel, window, index, height, width,
+    D: tl.constexpr, SIDE: tl.constexpr, WINDOW: tl.constexpr, SHIFT: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, KIND: tl.constexpr,
+):  # fmt: skip
+    """Load the vectors of some places in one window, or in its square of keys: zeros outside the picture.
+
+    Args:
+        base: First number of the tensor.
+        head_start: What leads from there to the head.
+        pixel: Stride.
+        window: Number of the window.
+        index: Numbers of the places.
+        height: H.
+        width: W.
+        D: d.
+        SIDE: w for queries, K for keys.
+        WINDOW: w.
+        SHIFT: Pixels by which the windows are moved.
+        BLOCK: Length of index.
+        BLOCK_D: A power of two >= d.
+        KIND: Dtype of the result.
+    """
+    batch, row, column, _, _ = locate(window, height, width, WINDOW)
+    place, there = pixels(index, row, column, height, width, SIDE, WINDOW, SHIFT, BLOCK)
+    start = batch.to(tl.int64) * height * width * pixel + head_start
+    return load_rows(base + start, place, pixel, there, D, BLOCK_D, SIDE != WINDOW or SIDE * SIDE % BLOCK != 0, KIND)
+
+
+@triton.jit
+def store_tokens(
+    base, head_start, pixel, window, index, inside, value, height, width,
+    D: tl.constexpr, WINDOW: tl.constexpr, SHIFT: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Store the vectors of some places in one window, where `inside` says so."""
+    batch, row, column, _, _ = locate(window, height, width, WINDOW)
+    place, there = pixels(index, row, column, height, width, WINDOW, WINDOW, SHIFT, BLOCK)
+    start = batch.to(tl.int64) * height * width * pixel + head_start
+    store_rows(base + start, place, pixel, there & inside, value, D, BLOCK_D)
+
+
+@triton.jit
+def load_bias(bias, row_term, column_term):
+    """Load the bias of pairs of query and key, (rows, columns), of this head's table, or None."""
+    if bias is not None:
+        value = tl.load(bias + (row_term[:, None] + column_term[None, :]))
+    else:
+        value = None
+    return value
+
+
+@triton.jit
 def scores(
-    products, factor, bias, row_term, column_term, row_region, column_region, column_there,
+    products, factor, bias, row_region, column_region, column_there,
     MASK: tl.constexpr, SHIFT: tl.constexpr,
 ):  # fmt: skip
     """Scale the products of queries and keys, add the bias and mask. Rows are queries or keys, columns the others.
@@ -127,9 +181,7 @@ def scores(
     Args:
         products: (rows, columns) float32.
         factor: Of the products.
-        bias: This head's table, or None.
-        row_term: Part of the place in the table.
-        column_term: The other part.
+        bias: (rows, columns), or None.
         row_region: Number of the region, where windows are shifted.
         column_region: The same.
         column_there: Which columns exist; looked at without a bias only, and
@@ -138,7 +190,7 @@ def scores(
     """
     score = products * factor
     if bias is not None:
-        score += tl.load(bias + (row_term[:, None] + column_term[None, :]))
+        score += bias
     elif MASK:
         score = tl.where(column_there[None, :], score, MASKED)
     if SHIFT > 0:
@@ -159,12 +211,14 @@ def forward_kernel(
     heads,
     pixel: tl.int64,
     head_step: tl.int64,
+    windows,
     factor,
     D: tl.constexpr,
     WINDOW: tl.constexpr,
     KEY_WINDOW: tl.constexpr,
     SHIFT: tl.constexpr,
     VECTOR: tl.constexpr,
+    GROUP: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -172,7 +226,7 @@ def forward_kernel(
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Attend from one block of queries.
+    """Attend from one block of queries in a group of windows, which share the bias.
 
     Args:
         q: (B, H, W, heads, d), as k and v with the same strides, which are
@@ -187,13 +241,15 @@ def forward_kernel(
         heads: Number of heads.
         pixel: Stride.
         head_step: Stride.
+        windows: How many there are.
         factor: Of the products, in units of log 2.
         D: d.
         WINDOW: w.
         KEY_WINDOW: K.
         SHIFT: Pixels by which the windows are moved.
         VECTOR: Divides d and the strides.
-        BLOCK_Q: Queries of a program.
+        GROUP: Windows of a program.
+        BLOCK_Q: Queries of each of them.
         BLOCK_K: Keys at a time.
         BLOCK_D: A power of two >= d, at least 16.
         KIND: Dtype of what is multiplied.
@@ -205,48 +261,72 @@ def forward_kernel(
     QUERIES: tl.constexpr = WINDOW * WINDOW
     KEYS: tl.constexpr = KEY_WINDOW * KEY_WINDOW
     BLOCKS: tl.constexpr = (QUERIES + BLOCK_Q - 1) // BLOCK_Q
-    FRAME: tl.constexpr = KEY_WINDOW != WINDOW
     LEFTOVER: tl.constexpr = KEYS % BLOCK_K != 0
     SIDE: tl.constexpr = WINDOW + KEY_WINDOW - 1
     LENGTH: tl.constexpr = SIDE * SIDE + (WINDOW - 1) * (SIDE + 1) + 1
     program = tl.program_id(0)
     head = program % heads
-    window = program // (heads * BLOCKS)
+    first_window = program // (heads * BLOCKS) * GROUP
     i = ((program // heads) % BLOCKS) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    batch, row, column, last_row, last_column = locate(window, height, width, WINDOW)
-    picture = batch.to(tl.int64) * height * width
-    start = picture * pixel + head * head_step
     if bias is not None:
         bias += head * LENGTH
-    place, there = pixels(i, row, column, height, width, WINDOW, WINDOW, SHIFT, BLOCK_Q)
-    queries = load_rows(q + start, place, pixel, there, D, BLOCK_D, QUERIES % BLOCK_Q != 0, KIND)
     own_term = query_term(i, WINDOW, KEY_WINDOW)
-    own_region = region(i, last_row, last_column, WINDOW, SHIFT)
-    top = tl.full([BLOCK_Q], MASKED, tl.float32)
-    total = tl.zeros([BLOCK_Q], tl.float32)
-    result = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+    head_start = head * head_step
+    queries = ()
+    top = ()
+    total = ()
+    result = ()
+    for n in tl.static_range(GROUP):
+        queries = queries + (
+            load_tokens(
+                q, head_start, pixel, tl.minimum(first_window + n, windows - 1), i, height, width,
+                D, WINDOW, WINDOW, SHIFT, BLOCK_Q, BLOCK_D, KIND,
+            ),
+        )  # fmt: skip
+        top = top + (tl.full([BLOCK_Q], MASKED, tl.float32),)
+        total = total + (tl.zeros([BLOCK_Q], tl.float32),)
+        result = result + (tl.zeros([BLOCK_Q, BLOCK_D], tl.float32),)
     for first in range(0, KEYS, BLOCK_K):
         j = first + tl.arange(0, BLOCK_K)
-        key_place, key_there = pixels(j, row, column, height, width, KEY_WINDOW, WINDOW, SHIFT, BLOCK_K)
-        keys = load_rows(k + start, key_place, pixel, key_there, D, BLOCK_D, FRAME or LEFTOVER, KIND)
-        values = load_rows(v + start, key_place, pixel, key_there, D, BLOCK_D, FRAME or LEFTOVER, KIND)
-        score = scores(
-            tl.dot(queries, tl.trans(keys), input_precision=PRECISION), factor, bias,
-            own_term, key_term(j, WINDOW, KEY_WINDOW, BLOCK_K),
-            own_region, region(j, last_row, last_column, WINDOW, SHIFT), j < KEYS, LEFTOVER, SHIFT,
+        block_bias = load_bias(bias, own_term, key_term(j, WINDOW, KEY_WINDOW, BLOCK_K))
+        next_top = ()
+        next_total = ()
+        next_result = ()
+        for n in tl.static_range(GROUP):
+            window = tl.minimum(first_window + n, windows - 1)
+            keys = load_tokens(
+                k, head_start, pixel, window, j, height, width,
+                D, KEY_WINDOW, WINDOW, SHIFT, BLOCK_K, BLOCK_D, KIND,
+            )  # fmt: skip
+            values = load_tokens(
+                v, head_start, pixel, window, j, height, width,
+                D, KEY_WINDOW, WINDOW, SHIFT, BLOCK_K, BLOCK_D, KIND,
+            )  # fmt: skip
+            score = scores(
+                tl.dot(queries[n], tl.trans(keys), input_precision=PRECISION), factor, block_bias,
+                region(i, window, height, width, WINDOW, SHIFT), region(j, window, height, width, WINDOW, SHIFT),
+                j < KEYS, LEFTOVER, SHIFT,
+            )  # fmt: skip
+            higher = tl.maximum(top[n], tl.max(score, 1))
+            p = tl.exp2(score - higher[:, None])
+            fade = tl.exp2(top[n] - higher)
+            next_top = next_top + (higher,)
+            next_total = next_total + (total[n] * fade + tl.sum(p, 1),)
+            faded = result[n] * fade[:, None]
+            next_result = next_result + (tl.dot(p.to(KIND), values, faded, input_precision=PRECISION),)
+        top = next_top
+        total = next_total
+        result = next_result
+    for n in tl.static_range(GROUP):
+        last = tl.minimum(first_window + n, windows - 1)
+        inside = i < tl.where(first_window + n < windows, QUERIES, 0)
+        store_tokens(
+            out, head * D, heads * D, last, i, inside, result[n] / total[n][:, None], height, width,
+            D, WINDOW, SHIFT, BLOCK_Q, BLOCK_D,
         )  # fmt: skip
-        higher = tl.maximum(top, tl.max(score, 1))
-        p = tl.exp2(score - higher[:, None])
-        fade = tl.exp2(top - higher)
-        top = higher
-        total = total * fade + tl.sum(p, 1)
-        result = tl.dot(p.to(KIND), values, result * fade[:, None], input_precision=PRECISION)
-    out_start = (picture * heads + head) * D
-    store_rows(out + out_start, place, heads * D, there, result / total[:, None], D, BLOCK_D)
-    if WIDE:
-        lse += (window.to(tl.int64) * heads + head) * (2 * QUERIES)
-        tl.store(lse + i, top, mask=i < QUERIES)
-        tl.store(lse + QUERIES + i, 1.0 / total, mask=i < QUERIES)
-    else:
-        lse += (window.to(tl.int64) * heads + head) * QUERIES
-        tl.store(lse + i, top + tl.log2(total), mask=i < QUERIES)
+        line = last.to(tl.int64) * heads + head
+        if WIDE:
+            tl.store(lse + line * (2 * QUERIES) + i, top[n], mask=inside)
+            tl.store(lse + line * (2 * QUERIES) + QUERIES + i, 1.0 / total[n], mask=inside)
+        else:
+            tl.store(lse + line * QUERIES + i, top[n] + tl.log2(total[n]), mask=inside)

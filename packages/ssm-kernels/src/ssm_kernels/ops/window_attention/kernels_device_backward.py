@@ -5,10 +5,11 @@ gradient of the queries (a program streams the keys), of keys and values (a prog
 bias (a program keeps one block of queries and keys of a head, and streams the windows). Parts that programs share are
 written and then added in a fixed order: results repeat exactly.
 """
-# This is Triton's language: constexpr parameters take plain values, a branch on a constexpr is decided when compiling.
-# pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportIndexIssue=false
+# This is Triton's language: constexpr parameters take plain values, a branch on a constexpr is decided when compiling,
+# and tuples are joined by +.
+# pyright: reportArgumentType=false, reportCallIssue=false, reportPossiblyUnboundVariable=false, reportIndexIssue=false
 # pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false, reportInvalidTypeForm=false
-# ruff: noqa: SIM108
+# ruff: noqa: PLR0915, RUF005, SIM108
 
 import triton
 import triton.language as tl
@@ -17,13 +18,13 @@ from .kernels_device import (
     NOBODY,
     SIZES,
     key_term,
-    load_rows,
-    locate,
-    pixels,
+    load_bias,
+    load_tokens,
     query_term,
     region,
     scores,
     store_rows,
+    store_tokens,
 )
 
 
@@ -79,6 +80,7 @@ def query_kernel(
     heads,
     pixel: tl.int64,
     head_step: tl.int64,
+    windows,
     factor,
     scale,
     D: tl.constexpr,
@@ -86,6 +88,7 @@ def query_kernel(
     KEY_WINDOW: tl.constexpr,
     SHIFT: tl.constexpr,
     VECTOR: tl.constexpr,
+    GROUP: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -93,7 +96,7 @@ def query_kernel(
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Make the gradient of one block of queries, and what the softmax subtracts from the gradient of every row.
+    """Make the gradient of one block of queries in a group of windows, and what the softmax subtracts in every row.
 
     Args as those of the forward kernel, grad, out and grad_q (B, H, W, heads, d) contiguous; delta (windows, heads, Q)
     is written.
@@ -103,48 +106,76 @@ def query_kernel(
     QUERIES: tl.constexpr = WINDOW * WINDOW
     KEYS: tl.constexpr = KEY_WINDOW * KEY_WINDOW
     BLOCKS: tl.constexpr = (QUERIES + BLOCK_Q - 1) // BLOCK_Q
-    FRAME: tl.constexpr = KEY_WINDOW != WINDOW
     LEFTOVER: tl.constexpr = KEYS % BLOCK_K != 0
-    PARTIAL: tl.constexpr = QUERIES % BLOCK_Q != 0
     SIDE: tl.constexpr = WINDOW + KEY_WINDOW - 1
     LENGTH: tl.constexpr = SIDE * SIDE + (WINDOW - 1) * (SIDE + 1) + 1
     program = tl.program_id(0)
     head = program % heads
-    window = program // (heads * BLOCKS)
+    first_window = program // (heads * BLOCKS) * GROUP
     i = ((program // heads) % BLOCKS) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    batch, row, column, last_row, last_column = locate(window, height, width, WINDOW)
-    picture = batch.to(tl.int64) * height * width
-    start = picture * pixel + head * head_step
-    dense = (picture * heads + head) * D
+    head_start = head * head_step
     dense_pixel = heads * D
     if bias is not None:
         bias += head * LENGTH
-    place, there = pixels(i, row, column, height, width, WINDOW, WINDOW, SHIFT, BLOCK_Q)
-    queries = load_rows(q + start, place, pixel, there, D, BLOCK_D, PARTIAL, KIND)
-    grads = load_rows(grad + dense, place, dense_pixel, there, D, BLOCK_D, PARTIAL, KIND)
-    outs = load_rows(out + dense, place, dense_pixel, there, D, BLOCK_D, PARTIAL, tl.float32)
-    line = window.to(tl.int64) * heads + head
-    log, share, _ = load_sums(lse, None, line, i, QUERIES, BLOCK_Q, WIDE)
-    less = tl.sum(outs * grads.to(tl.float32), 1)
-    tl.store(delta + line * QUERIES + i, less, mask=i < QUERIES)
     own_term = query_term(i, WINDOW, KEY_WINDOW)
-    own_region = region(i, last_row, last_column, WINDOW, SHIFT)
-    result = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+    queries = ()
+    grads = ()
+    log = ()
+    share = ()
+    less = ()
+    result = ()
+    for n in tl.static_range(GROUP):
+        own = tl.minimum(first_window + n, windows - 1)
+        line = own.to(tl.int64) * heads + head
+        query = load_tokens(
+            q, head_start, pixel, own, i, height, width, D, WINDOW, WINDOW, SHIFT, BLOCK_Q, BLOCK_D, KIND
+        )
+        grad_out = load_tokens(
+            grad, head * D, dense_pixel, own, i, height, width, D, WINDOW, WINDOW, SHIFT, BLOCK_Q, BLOCK_D, KIND
+        )
+        value_out = load_tokens(
+            out, head * D, dense_pixel, own, i, height, width, D, WINDOW, WINDOW, SHIFT, BLOCK_Q, BLOCK_D, tl.float32
+        )
+        own_log, own_share, _ = load_sums(lse, None, line, i, QUERIES, BLOCK_Q, WIDE)
+        own_less = tl.sum(value_out * grad_out.to(tl.float32), 1)
+        tl.store(delta + line * QUERIES + i, own_less, mask=i < tl.where(first_window + n < windows, QUERIES, 0))
+        queries = queries + (query,)
+        grads = grads + (grad_out,)
+        log = log + (own_log,)
+        share = share + (own_share,)
+        less = less + (own_less,)
+        result = result + (tl.zeros([BLOCK_Q, BLOCK_D], tl.float32),)
     for first in range(0, KEYS, BLOCK_K):
         j = first + tl.arange(0, BLOCK_K)
-        key_place, key_there = pixels(j, row, column, height, width, KEY_WINDOW, WINDOW, SHIFT, BLOCK_K)
-        keys = load_rows(k + start, key_place, pixel, key_there, D, BLOCK_D, FRAME or LEFTOVER, KIND)
-        values = load_rows(v + start, key_place, pixel, key_there, D, BLOCK_D, FRAME or LEFTOVER, KIND)
-        score = scores(
-            tl.dot(queries, tl.trans(keys), input_precision=PRECISION), factor, bias,
-            own_term, key_term(j, WINDOW, KEY_WINDOW, BLOCK_K),
-            own_region, region(j, last_row, last_column, WINDOW, SHIFT), j < KEYS, LEFTOVER, SHIFT,
+        block_bias = load_bias(bias, own_term, key_term(j, WINDOW, KEY_WINDOW, BLOCK_K))
+        next_result = ()
+        for n in tl.static_range(GROUP):
+            window = tl.minimum(first_window + n, windows - 1)
+            keys = load_tokens(
+                k, head_start, pixel, window, j, height, width,
+                D, KEY_WINDOW, WINDOW, SHIFT, BLOCK_K, BLOCK_D, KIND,
+            )  # fmt: skip
+            values = load_tokens(
+                v, head_start, pixel, window, j, height, width,
+                D, KEY_WINDOW, WINDOW, SHIFT, BLOCK_K, BLOCK_D, KIND,
+            )  # fmt: skip
+            score = scores(
+                tl.dot(queries[n], tl.trans(keys), input_precision=PRECISION), factor, block_bias,
+                region(i, window, height, width, WINDOW, SHIFT), region(j, window, height, width, WINDOW, SHIFT),
+                j < KEYS, LEFTOVER, SHIFT,
+            )  # fmt: skip
+            p = probabilities(score, log[n][:, None], share[n][:, None], WIDE)
+            grad_p = tl.dot(grads[n], tl.trans(values), input_precision=PRECISION)
+            grad_score = p * (grad_p - less[n][:, None])
+            next_result = next_result + (tl.dot(grad_score.to(KIND), keys, result[n], input_precision=PRECISION),)
+        result = next_result
+    for n in tl.static_range(GROUP):
+        last = tl.minimum(first_window + n, windows - 1)
+        inside = i < tl.where(first_window + n < windows, QUERIES, 0)
+        store_tokens(
+            grad_q, head * D, dense_pixel, last, i, inside, result[n] * scale, height, width,
+            D, WINDOW, SHIFT, BLOCK_Q, BLOCK_D,
         )  # fmt: skip
-        p = probabilities(score, log[:, None], share[:, None], WIDE)
-        grad_p = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
-        grad_score = p * (grad_p - less[:, None])
-        result = tl.dot(grad_score.to(KIND), keys, result, input_precision=PRECISION)
-    store_rows(grad_q + dense, place, dense_pixel, there, result * scale, D, BLOCK_D)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -163,6 +194,7 @@ def key_kernel(
     heads,
     pixel: tl.int64,
     head_step: tl.int64,
+    windows,
     factor,
     scale,
     D: tl.constexpr,
@@ -170,6 +202,7 @@ def key_kernel(
     KEY_WINDOW: tl.constexpr,
     SHIFT: tl.constexpr,
     VECTOR: tl.constexpr,
+    GROUP: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -177,7 +210,7 @@ def key_kernel(
     PRECISION: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Make the gradients of one block of keys and values.
+    """Make the gradients of one block of keys and values in a group of windows.
 
     Args as those of the forward kernel; grad (B, H, W, heads, d) contiguous. grad_k and grad_v are that too where key
     windows do not overlap, and otherwise what one window adds to each of its keys, (windows, K * K, heads, d).
@@ -187,56 +220,81 @@ def key_kernel(
     QUERIES: tl.constexpr = WINDOW * WINDOW
     KEYS: tl.constexpr = KEY_WINDOW * KEY_WINDOW
     BLOCKS: tl.constexpr = (KEYS + BLOCK_K - 1) // BLOCK_K
-    FRAME: tl.constexpr = KEY_WINDOW != WINDOW
-    LEFTOVER: tl.constexpr = KEYS % BLOCK_K != 0
-    PARTIAL: tl.constexpr = QUERIES % BLOCK_Q != 0
     SIDE: tl.constexpr = WINDOW + KEY_WINDOW - 1
     LENGTH: tl.constexpr = SIDE * SIDE + (WINDOW - 1) * (SIDE + 1) + 1
     program = tl.program_id(0)
     head = program % heads
-    window = program // (heads * BLOCKS)
+    first_window = program // (heads * BLOCKS) * GROUP
     j = ((program // heads) % BLOCKS) * BLOCK_K + tl.arange(0, BLOCK_K)
-    batch, row, column, last_row, last_column = locate(window, height, width, WINDOW)
-    picture = batch.to(tl.int64) * height * width
-    start = picture * pixel + head * head_step
-    dense = (picture * heads + head) * D
+    head_start = head * head_step
     dense_pixel = heads * D
     if bias is not None:
         bias += head * LENGTH
-    place, there = pixels(j, row, column, height, width, KEY_WINDOW, WINDOW, SHIFT, BLOCK_K)
-    keys = load_rows(k + start, place, pixel, there, D, BLOCK_D, FRAME or LEFTOVER, KIND)
-    values = load_rows(v + start, place, pixel, there, D, BLOCK_D, FRAME or LEFTOVER, KIND)
     own_term = key_term(j, WINDOW, KEY_WINDOW, BLOCK_K)
-    own_region = region(j, last_row, last_column, WINDOW, SHIFT)
-    line = window.to(tl.int64) * heads + head
-    key_result = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
-    value_result = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
+    keys = ()
+    values = ()
+    key_result = ()
+    value_result = ()
+    for n in tl.static_range(GROUP):
+        own = tl.minimum(first_window + n, windows - 1)
+        key = load_tokens(
+            k, head_start, pixel, own, j, height, width, D, KEY_WINDOW, WINDOW, SHIFT, BLOCK_K, BLOCK_D, KIND
+        )
+        value = load_tokens(
+            v, head_start, pixel, own, j, height, width, D, KEY_WINDOW, WINDOW, SHIFT, BLOCK_K, BLOCK_D, KIND
+        )
+        keys = keys + (key,)
+        values = values + (value,)
+        key_result = key_result + (tl.zeros([BLOCK_K, BLOCK_D], tl.float32),)
+        value_result = value_result + (tl.zeros([BLOCK_K, BLOCK_D], tl.float32),)
     for first in range(0, QUERIES, BLOCK_Q):
         i = first + tl.arange(0, BLOCK_Q)
-        query_place, query_there = pixels(i, row, column, height, width, WINDOW, WINDOW, SHIFT, BLOCK_Q)
-        queries = load_rows(q + start, query_place, pixel, query_there, D, BLOCK_D, PARTIAL, KIND)
-        grads = load_rows(grad + dense, query_place, dense_pixel, query_there, D, BLOCK_D, PARTIAL, KIND)
-        log, share, less = load_sums(lse, delta, line, i, QUERIES, BLOCK_Q, WIDE)
-        # a key that does not exist may have any score: its row is not stored
-        score = scores(
-            tl.dot(keys, tl.trans(queries), input_precision=PRECISION), factor, bias,
-            own_term, query_term(i, WINDOW, KEY_WINDOW),
-            own_region, region(i, last_row, last_column, WINDOW, SHIFT), query_there, False, SHIFT,
-        )  # fmt: skip
-        p = probabilities(score, log[None, :], share[None, :], WIDE)
-        value_result = tl.dot(p.to(KIND), grads, value_result, input_precision=PRECISION)
-        grad_p = tl.dot(values, tl.trans(grads), input_precision=PRECISION)
-        grad_score = p * (grad_p - less[None, :])
-        key_result = tl.dot(grad_score.to(KIND), queries, key_result, input_precision=PRECISION)
-    if FRAME:
-        place = j
-        there = j < KEYS
-        dense = (window.to(tl.int64) * KEYS * heads + head) * D
-    store_rows(grad_k + dense, place, dense_pixel, there, key_result * scale, D, BLOCK_D)
-    store_rows(grad_v + dense, place, dense_pixel, there, value_result, D, BLOCK_D)
+        block_bias = load_bias(bias, own_term, query_term(i, WINDOW, KEY_WINDOW))
+        next_key = ()
+        next_value = ()
+        for n in tl.static_range(GROUP):
+            window = tl.minimum(first_window + n, windows - 1)
+            queries = load_tokens(
+                q, head_start, pixel, window, i, height, width, D, WINDOW, WINDOW, SHIFT, BLOCK_Q, BLOCK_D, KIND
+            )
+            grads = load_tokens(
+                grad, head * D, dense_pixel, window, i, height, width,
+                D, WINDOW, WINDOW, SHIFT, BLOCK_Q, BLOCK_D, KIND,
+            )  # fmt: skip
+            line = window.to(tl.int64) * heads + head
+            log, share, less = load_sums(lse, delta, line, i, QUERIES, BLOCK_Q, WIDE)
+            # a key that does not exist may have any score: its row is not stored
+            score = scores(
+                tl.dot(keys[n], tl.trans(queries), input_precision=PRECISION), factor, block_bias,
+                region(j, window, height, width, WINDOW, SHIFT), region(i, window, height, width, WINDOW, SHIFT),
+                i < QUERIES, False, SHIFT,
+            )  # fmt: skip
+            p = probabilities(score, log[None, :], share[None, :], WIDE)
+            next_value = next_value + (tl.dot(p.to(KIND), grads, value_result[n], input_precision=PRECISION),)
+            grad_p = tl.dot(values[n], tl.trans(grads), input_precision=PRECISION)
+            grad_score = p * (grad_p - less[None, :])
+            next_key = next_key + (tl.dot(grad_score.to(KIND), queries, key_result[n], input_precision=PRECISION),)
+        key_result = next_key
+        value_result = next_value
+    for n in tl.static_range(GROUP):
+        last = tl.minimum(first_window + n, windows - 1)
+        inside = j < tl.where(first_window + n < windows, KEYS, 0)
+        if KEY_WINDOW != WINDOW:
+            start = (last.to(tl.int64) * KEYS * heads + head) * D
+            store_rows(grad_k + start, j, dense_pixel, inside, key_result[n] * scale, D, BLOCK_D)
+            store_rows(grad_v + start, j, dense_pixel, inside, value_result[n], D, BLOCK_D)
+        else:
+            store_tokens(
+                grad_k, head * D, dense_pixel, last, j, inside, key_result[n] * scale, height, width,
+                D, WINDOW, SHIFT, BLOCK_K, BLOCK_D,
+            )  # fmt: skip
+            store_tokens(
+                grad_v, head * D, dense_pixel, last, j, inside, value_result[n], height, width,
+                D, WINDOW, SHIFT, BLOCK_K, BLOCK_D,
+            )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=[*SIZES, "windows", "run"])
+@triton.jit(do_not_specialize=[*SIZES, "run"])
 def bias_kernel(
     grad,
     q,
@@ -251,8 +309,8 @@ def bias_kernel(
     heads,
     pixel: tl.int64,
     head_step: tl.int64,
-    factor,
     windows,
+    factor,
     run,
     D: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -276,9 +334,6 @@ def bias_kernel(
     KEYS: tl.constexpr = KEY_WINDOW * KEY_WINDOW
     QUERY_BLOCKS: tl.constexpr = (QUERIES + BLOCK_Q - 1) // BLOCK_Q
     BLOCKS: tl.constexpr = QUERY_BLOCKS * ((KEYS + BLOCK_K - 1) // BLOCK_K)
-    FRAME: tl.constexpr = KEY_WINDOW != WINDOW
-    LEFTOVER: tl.constexpr = KEYS % BLOCK_K != 0
-    PARTIAL: tl.constexpr = QUERIES % BLOCK_Q != 0
     SIDE: tl.constexpr = WINDOW + KEY_WINDOW - 1
     LENGTH: tl.constexpr = SIDE * SIDE + (WINDOW - 1) * (SIDE + 1) + 1
     program = tl.program_id(0)
@@ -287,31 +342,30 @@ def bias_kernel(
     part = program // (heads * BLOCKS)
     i = (block % QUERY_BLOCKS) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     j = (block // QUERY_BLOCKS) * BLOCK_K + tl.arange(0, BLOCK_K)
-    dense_pixel = heads * D
-    own = tl.load(
-        bias + head * LENGTH
-        + (query_term(i, WINDOW, KEY_WINDOW)[:, None] + key_term(j, WINDOW, KEY_WINDOW, BLOCK_K)[None, :])
-    )  # fmt: skip
+    head_start = head * head_step
+    own = load_bias(bias + head * LENGTH, query_term(i, WINDOW, KEY_WINDOW), key_term(j, WINDOW, KEY_WINDOW, BLOCK_K))
     result = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
     for window in range(part * run, tl.minimum(part * run + run, windows)):
-        batch, row, column, last_row, last_column = locate(window, height, width, WINDOW)
-        picture = tl.cast(batch, tl.int64) * height * width
-        start = picture * pixel + head * head_step
-        dense = (picture * heads + head) * D
+        queries = load_tokens(
+            q, head_start, pixel, window, i, height, width, D, WINDOW, WINDOW, SHIFT, BLOCK_Q, BLOCK_D, KIND
+        )
+        grads = load_tokens(
+            grad, head * D, heads * D, window, i, height, width, D, WINDOW, WINDOW, SHIFT, BLOCK_Q, BLOCK_D, KIND
+        )
+        keys = load_tokens(
+            k, head_start, pixel, window, j, height, width, D, KEY_WINDOW, WINDOW, SHIFT, BLOCK_K, BLOCK_D, KIND
+        )
+        values = load_tokens(
+            v, head_start, pixel, window, j, height, width, D, KEY_WINDOW, WINDOW, SHIFT, BLOCK_K, BLOCK_D, KIND
+        )
         line = tl.cast(window, tl.int64) * heads + head
-        place, there = pixels(i, row, column, height, width, WINDOW, WINDOW, SHIFT, BLOCK_Q)
-        queries = load_rows(q + start, place, pixel, there, D, BLOCK_D, PARTIAL, KIND)
-        grads = load_rows(grad + dense, place, dense_pixel, there, D, BLOCK_D, PARTIAL, KIND)
         log, share, less = load_sums(lse, delta, line, i, QUERIES, BLOCK_Q, WIDE)
-        key_place, key_there = pixels(j, row, column, height, width, KEY_WINDOW, WINDOW, SHIFT, BLOCK_K)
-        keys = load_rows(k + start, key_place, pixel, key_there, D, BLOCK_D, FRAME or LEFTOVER, KIND)
-        values = load_rows(v + start, key_place, pixel, key_there, D, BLOCK_D, FRAME or LEFTOVER, KIND)
         score = scores(
-            tl.dot(queries, tl.trans(keys), input_precision=PRECISION), factor, None, i, j,
-            region(i, last_row, last_column, WINDOW, SHIFT), region(j, last_row, last_column, WINDOW, SHIFT),
+            tl.dot(queries, tl.trans(keys), input_precision=PRECISION), factor, own,
+            region(i, window, height, width, WINDOW, SHIFT), region(j, window, height, width, WINDOW, SHIFT),
             j < KEYS, False, SHIFT,
         )  # fmt: skip
-        p = probabilities(score + own, log[:, None], share[:, None], WIDE)
+        p = probabilities(score, log[:, None], share[:, None], WIDE)
         grad_p = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
         result += p * (grad_p - less[:, None])
     pairs = i[:, None] * KEYS + j[None, :]
@@ -319,54 +373,52 @@ def bias_kernel(
     tl.store(parts + pairs, result, mask=(i < QUERIES)[:, None] & (j < KEYS)[None, :])
 
 
-@triton.jit(do_not_specialize=["runs", "heads"])
+@triton.jit(do_not_specialize=["heads"])
 def pairs_kernel(
-    parts,
+    pairs,
     grad_table,
-    runs,
     heads,
     WINDOW: tl.constexpr,
     KEY_WINDOW: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    LINES: tl.constexpr,
 ):
-    """Add up the pairs of query and key that share a row of the table.
+    """Add up the pairs of query and key that share a row of the table; a program makes those of one vertical offset.
 
     Args:
-        parts: (runs, heads, Q, K * K) float32.
+        pairs: (heads, Q, K * K) float32.
         grad_table: ((w + K - 1)^2, heads), written.
-        runs: How many parts there are.
         heads: Number of heads.
         WINDOW: w.
         KEY_WINDOW: K.
-        BLOCK: Rows of the table of a program.
-        BLOCK_Q: Queries at a time: each has at most one key in a row.
+        BLOCK_W: A power of two >= w.
+        BLOCK_K: A power of two >= K.
+        LINES: Lines of queries at a time.
     """
-    QUERIES: tl.constexpr = WINDOW * WINDOW
-    KEYS: tl.constexpr = KEY_WINDOW * KEY_WINDOW
     SIDE: tl.constexpr = WINDOW + KEY_WINDOW - 1
-    ROWS: tl.constexpr = SIDE * SIDE
-    BLOCKS: tl.constexpr = (ROWS + BLOCK - 1) // BLOCK
-    head = tl.program_id(0) // BLOCKS
-    place = (tl.program_id(0) % BLOCKS) * BLOCK + tl.arange(0, BLOCK)  # in the order key minus query
-    result = tl.zeros([BLOCK], tl.float32)
-    for first in range(0, QUERIES, BLOCK_Q):
-        i = first + tl.arange(0, BLOCK_Q)
-        y = (place // SIDE)[:, None] + (i // WINDOW)[None, :] - (WINDOW - 1)
-        x = (place % SIDE)[:, None] + (i % WINDOW)[None, :] - (WINDOW - 1)
-        mask = (y >= 0) & (y < KEY_WINDOW) & (x >= 0) & (x < KEY_WINDOW)
-        mask = mask & (i < QUERIES)[None, :] & (place < ROWS)[:, None]
-        pair = i[None, :] * KEYS + y * KEY_WINDOW + x
-        total = tl.zeros([BLOCK, BLOCK_Q], tl.float32)
-        for part in range(0, runs):
-            base = parts + (tl.cast(part, tl.int64) * heads + head) * (QUERIES * KEYS)
-            total += tl.load(base + pair, mask=mask, other=0.0)
-        result += tl.sum(total, 1)
-    if KEY_WINDOW == WINDOW:
-        place = ROWS - 1 - place
-    tl.store(
-        grad_table + place * heads + head, result.to(grad_table.dtype.element_ty), mask=(place >= 0) & (place < ROWS)
-    )
+    head = tl.program_id(0) // SIDE
+    down = tl.program_id(0) % SIDE - (WINDOW - 1)  # from query to key
+    pairs += tl.cast(head, tl.int64) * (WINDOW * WINDOW * KEY_WINDOW * KEY_WINDOW)
+    x = tl.arange(0, BLOCK_W)
+    key_x = tl.arange(0, BLOCK_K)
+    columns = ((x < WINDOW)[:, None] & (key_x < KEY_WINDOW)[None, :])[None, :, :]
+    total = tl.zeros([LINES, BLOCK_W, BLOCK_K], tl.float32)
+    for first in range(0, WINDOW, LINES):
+        y = first + tl.arange(0, LINES)
+        key_y = y + down
+        lines = ((y < WINDOW) & (key_y >= 0) & (key_y < KEY_WINDOW))[:, None, None]
+        query = (y * WINDOW)[:, None, None] + x[None, :, None]
+        key = (key_y * KEY_WINDOW)[:, None, None] + key_x[None, None, :]
+        total += tl.load(pairs + query * (KEY_WINDOW * KEY_WINDOW) + key, mask=lines & columns, other=0.0)
+    square = tl.sum(total, 0)
+    across = key_x[None, :] - x[:, None] + (WINDOW - 1)
+    for offset in range(0, SIDE):
+        row = (tl.program_id(0) % SIDE) * SIDE + offset
+        if KEY_WINDOW == WINDOW:
+            row = SIDE * SIDE - 1 - row
+        value = tl.sum(tl.sum(tl.where(across == offset, square, 0.0), 1), 0)
+        tl.store(grad_table + row * heads + head, value.to(grad_table.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["height", "width", "channels"])
