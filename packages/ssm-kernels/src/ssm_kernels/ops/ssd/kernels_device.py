@@ -58,7 +58,7 @@ def forward_kernel(
     program = tl.program_id(0)
     unit = (program // (H * BLOCKS)).to(tl.int64)
     head = (program // BLOCKS) % H
-    row, batch, begin, count, _, first = find_unit(
+    row, batch, begin, count, _slots, first = find_unit(
         unit, cu_seqlens, slot_base, span_base, span_row, length, slots, span, spans, PARALLEL, 1
     )
     steps = count_steps(count, first, span, PARALLEL, CHUNK)
