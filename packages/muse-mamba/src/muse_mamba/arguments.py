@@ -361,9 +361,9 @@ def parse_options(
 
 
 def _with_dashes(argv: Sequence[str]) -> list[str]:
-    """Accept --self_ensemble for --self-ensemble, as the fields are called in the trainer's files."""
+    """Accept --top_k for --top-k, as the fields are called in the trainer's files; texts stay as they are."""
     flags = [item.partition("=") for item in argv]
-    return [(a.replace("_", "-") if a.startswith("--") else a) + equals + b for a, equals, b in flags]
+    return [(a.replace("_", "-") if a.startswith("--") and " " not in a else a) + equals + b for a, equals, b in flags]
 
 
 def _make_parser(verb: str, description: str, hints: dict[str, Any]) -> ArgumentParser:

@@ -19,8 +19,10 @@ USAGE = """usage: muse-mamba VERB ...
   train            train a token model
   train-tokenizer  train a VQ-VAE
   encode           pack pictures and encoded captions into one folder
+  evaluate         measure pictures or reconstructions
   study            train every way of mixing text in under one budget, and compare
   info             parameters and operations of a model
+  benchmark        time of decoding and training against the number of tokens
 
   muse-mamba VERB --help   options of a verb
   muse-mamba --version     version
@@ -57,8 +59,10 @@ def _dispatch(argv: list[str]) -> int:
         "train": _train,
         "train-tokenizer": _train_tokenizer,
         "encode": _encode,
+        "evaluate": _evaluate,
         "study": _study,
         "info": _info,
+        "benchmark": _benchmark,
     }
     if verb in verbs:
         return _guarded(verb, verbs[verb], argv[1:])
@@ -127,6 +131,14 @@ def _encode(argv: list[str]) -> int:
     return encode_command(options)
 
 
+def _evaluate(argv: list[str]) -> int:
+    description = "Measure generated pictures, or reconstructions, against real ones."
+    options, _ = parse_options("evaluate", argv, arguments.EvaluateOptions, description=description)
+    from .evaluate import evaluate_command
+
+    return evaluate_command(options)
+
+
 def _study(argv: list[str]) -> int:
     description = "Train every method under one budget; goes on where it was stopped."
     options, _ = parse_options("study", argv, arguments.StudyOptions, description=description)
@@ -146,6 +158,14 @@ def _info(argv: list[str]) -> int:
     from .commands import info_command
 
     return info_command(options)
+
+
+def _benchmark(argv: list[str]) -> int:
+    description = "Time decoding and training steps against the number of tokens, weights random."
+    options, _ = parse_options("benchmark", argv, arguments.BenchmarkOptions, description=description)
+    from .benchmark import benchmark_command
+
+    return benchmark_command(options)
 
 
 if __name__ == "__main__":

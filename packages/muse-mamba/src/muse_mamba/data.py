@@ -40,6 +40,7 @@ class Collection:
 
     train: list[Pictured]
     validation: list[Pictured]
+    other: list[Pictured]  # held out
     cache: TextCache | None = None
 
 
@@ -94,10 +95,10 @@ def open_collection(data: str | None, *, size: int | None, captioned: bool, verb
     if not train:
         raise ValueError(f"data: {data} has no training pictures; all belong to other splits")
     validation = [p for p in pictures if p.split == "validation"]
+    other = [p for p in pictures if p.split == "held-out"]
     if verbose:
-        held = len(pictures) - len(train) - len(validation)
-        print(f"{len(train)} training, {len(validation)} validation, {held} held-out pictures", file=sys.stderr)
-    return Collection(train=train, validation=validation, cache=cache)
+        print(f"{len(train)} training, {len(validation)} validation, {len(other)} held-out pictures", file=sys.stderr)
+    return Collection(train=train, validation=validation, other=other, cache=cache)
 
 
 class Visits:

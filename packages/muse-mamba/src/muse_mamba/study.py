@@ -123,7 +123,8 @@ def run_jobs(jobs: list[Job], options: StudyOptions) -> None:
                 if process.returncode:
                     failures[job.folder] = failures.get(job.folder, 0) + 1
                     print(f"{job.method} seed {job.seed} ended with {process.returncode}; see {job.folder}/log.txt")
-                    if failures[job.folder] < RESUMED_BADLY and options.minutes is None:
+                    mistaken = process.returncode == 2
+                    if failures[job.folder] < RESUMED_BADLY and options.minutes is None and not mistaken:
                         waiting.append(job)
                 elif job.done:
                     row = json.loads((job.folder / ROW).read_text())

@@ -1,0 +1,164 @@
+"""Time of decoding and of a training step against the number of image tokens, for several methods, weights random."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import torch
+from ssm_kernels.bench import environment
+
+from .arguments import BenchmarkOptions
+from .checks import nearest, refuse
+from .config import METHODS, ModelConfig, model_preset
+from .decoding import DecodeOptions, decode
+from .devices import pick_device
+from .model import TokenModel
+
+TEXT = 16  # tokens of the text
+
+
+def benchmark_command(options: BenchmarkOptions) -> int:
+    """Run `muse-mamba benchmark`."""
+    if options.out is not None and options.out.exists() and not options.overwrite:
+        raise ValueError(f"--out: {options.out} exists; add --overwrite, or choose another file")
+    methods = _methods(options.methods)
+    lengths = _lengths(options.lengths)
+    device = pick_device(options.device)
+    rows = []
+    for method in methods:
+        for length in lengths:
+            row = measure(method, length, options, device)
+            rows.append(row)
+            if not options.json:
+                print(_line(row), flush=True)
+    result = {
+        "preset": options.preset,
+        "batch": options.batch,
+        "decoding_steps": options.steps,
+        "precision": options.precision,
+        "rows": rows,
+        "crossover": crossovers(rows),
+        "environment": environment(device),
+    }
+    if options.out is not None:
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    if options.json:
+        print(json.dumps(result, indent=2))
+    else:
+        for method, found in result["crossover"].items():
+            for what, length in found.items():
+                said = f"from {length} tokens on" if length else "at no length measured"
+                print(f"{method} is faster than transformer in {what} {said}")
+    return 0
+
+
+def _methods(text: str) -> list[str]:
+    methods = list(METHODS) if text == "all" else [m.strip() for m in text.split(",")]
+    for method in methods:
+        if method not in METHODS:
+            refuse("benchmark", "methods", f"some of {', '.join(METHODS)}", repr(method), nearest(method, METHODS))
+    return methods
+
+
+def _lengths(text: str) -> list[int]:
+    try:
+        lengths = [int(part) for part in text.split(",")]
+    except ValueError:
+        lengths = [0]
+    for length in lengths:
+        if length < 1 or round(length**0.5) ** 2 != length:
+            raise ValueError(f"--lengths: must be square numbers separated by commas, as in 64,256,1024, got {text}")
+    return lengths
+
+
+def measure(method: str, length: int, options: BenchmarkOptions, device: torch.device) -> dict[str, Any]:
+    """Time one method at one length; a row without figures says that the memory was not enough."""
+    side = round(length**0.5)
+    config = replace(model_preset(options.preset, method), grid=(side, side))
+    row: dict[str, Any] = {"method": method, "length": length}
+    try:
+        torch.manual_seed(0)
+        model = TokenModel(config).to(device)
+        row["parameters"] = sum(p.numel() for p in model.parameters())
+        text = torch.randn(options.batch, TEXT, config.text_dim, device=device)
+        mask = torch.ones(options.batch, TEXT, dtype=torch.bool, device=device)
+        ids = torch.randint(config.vocab, (options.batch, length), device=device)
+
+        def training() -> None:
+            step(model, ids, text, mask, config, options.precision)
+
+        def decoding() -> None:
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.precision == "bf16"):
+                decode(model, text, mask, DecodeOptions(steps=options.steps))
+
+        row["training_step_ms"] = timed(training, options.repeats, device)
+        model.eval()
+        row["decoding_ms"] = timed(decoding, options.repeats, device)
+    except torch.OutOfMemoryError:
+        row["failed"] = "out of memory"
+    return row
+
+
+def step(
+    model: TokenModel,
+    ids: torch.Tensor,
+    text: torch.Tensor,
+    mask: torch.Tensor,
+    config: ModelConfig,
+    precision: str,
+) -> None:
+    """Run one forward and backward pass with every second token hidden."""
+    hidden = ids.clone()
+    hidden[:, ::2] = config.vocab
+    with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        logits = model(hidden, text, mask).logits
+    torch.nn.functional.cross_entropy(logits[:, ::2].flatten(0, 1).float(), ids[:, ::2].flatten()).backward()
+    model.zero_grad(set_to_none=True)
+
+
+def timed(run: Callable[[], None], repeats: int, device: torch.device) -> float:
+    """Return the median time of a call in ms, after one that is not counted."""
+    times = []
+    for number in range(repeats + 1):
+        _wait(device)
+        start = time.perf_counter()
+        run()
+        _wait(device)
+        if number:
+            times.append((time.perf_counter() - start) * 1e3)
+    return round(median(times), 3)
+
+
+def crossovers(rows: list[dict[str, Any]]) -> dict[str, dict[str, int | None]]:
+    """Return, per method, the least measured length from which on it is faster than the transformer, or None."""
+    base = {row["length"]: row for row in rows if row["method"] == "transformer" and "failed" not in row}
+    found: dict[str, dict[str, int | None]] = {}
+    for method in dict.fromkeys(row["method"] for row in rows if row["method"] != "transformer" and base):
+        mine = {row["length"]: row for row in rows if row["method"] == method and "failed" not in row}
+        found[method] = {}
+        for what in ("training_step_ms", "decoding_ms"):
+            shared = sorted(set(mine) & set(base), reverse=True)
+            least = None
+            for length in shared:
+                if mine[length][what] >= base[length][what]:
+                    break
+                least = length
+            found[method][what] = least
+    return found
+
+
+def _line(row: dict[str, Any]) -> str:
+    if "failed" in row:
+        return f"{row['method']:<16}{row['length']:>6} tokens  {row['failed']}"
+    figures = f"training step {row['training_step_ms']:>9.1f} ms  decoding {row['decoding_ms']:>9.1f} ms"
+    return f"{row['method']:<16}{row['length']:>6} tokens  {figures}"
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

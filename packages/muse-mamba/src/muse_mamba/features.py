@@ -1,0 +1,125 @@
+"""Distances between sets of pictures in the features of a pretrained network; each number says which one.
+
+The default network is EfficientNet-Lite0 from its package: the distance is called FD-EffNetLite0, never FID. FID is
+computed only with the Inception weights that define it, known by their hash.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .backbones import effnet_lite0, effnet_lite0_file, file_hash
+from .checks import refuse
+
+INCEPTION_SHA256_START = "6726825d"  # of weights-inception-2015-12-05, as torch-fidelity publishes it
+SIDE = 128  # pixels that pictures are resized to for EfficientNet
+BATCH = 32
+KID_SUBSETS, KID_SIZE = 50, 100
+
+
+class EffNetPooled(nn.Module):
+    """Mean features of EfficientNet-Lite0: (n, 3, H, W) uint8 to (n, 1280). torchmetrics asks for `num_features`."""
+
+    num_features = 1280
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model: Any = effnet_lite0()
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Resize, scale, pool."""
+        x = nn.functional.interpolate(pictures.float(), (SIDE, SIDE), mode="bilinear", antialias=True)
+        return self.model.forward_features((x - 127) / 128).mean((2, 3))
+
+
+def feature_distances(real: NDArray[np.uint8], made: NDArray[np.uint8], device: torch.device) -> dict[str, Any]:
+    """Return FD-EffNetLite0 and KID-EffNetLite0 of two sets of pictures, (n, H, W, 3) uint8, with what made them.
+
+    Raises:
+        ValueError: A package is missing, or a set has fewer than two pictures.
+    """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    if min(len(real), len(made)) < 2:
+        refuse("feature_distances", "pictures", "at least 2 a set", f"{len(real)} and {len(made)}", "give more")
+    network = EffNetPooled().to(device)
+    subset = min(KID_SIZE, len(real), len(made))
+    frechet = FrechetInceptionDistance(feature=network, input_img_size=(3, SIDE, SIDE)).to(device)
+    kernel = KernelInceptionDistance(feature=network, subsets=KID_SUBSETS, subset_size=subset).to(device)
+    for pictures, is_real in ((real, True), (made, False)):
+        for first in range(0, len(pictures), BATCH):
+            part = to_batch(pictures[first : first + BATCH], device)
+            frechet.update(part, real=is_real)
+            kernel.update(part, real=is_real)
+    torch.manual_seed(0)  # the subsets
+    mean, deviation = kernel.compute()
+    return {
+        "FD-EffNetLite0": float(frechet.compute()),
+        "KID-EffNetLite0": float(mean),
+        "KID_deviation": float(deviation),
+        "extractor": {
+            "network": "EfficientNet-Lite0, mean of 1280 features",
+            "sha256": file_hash(effnet_lite0_file()),
+            "resize": f"bilinear, antialiased, {SIDE} pixels",
+            "n_real": len(real),
+            "n_made": len(made),
+            "kid_subsets": [KID_SUBSETS, subset],
+        },
+    }
+
+
+def inception_distance(
+    real: NDArray[np.uint8], made: NDArray[np.uint8], weights: Path, device: torch.device
+) -> dict[str, Any]:
+    """Return FID of two sets of pictures.
+
+    Raises:
+        ValueError: The weights are not those that FID is defined by.
+    """
+    if not weights.is_file():
+        refuse("evaluate", "--inception", "a file", str(weights), "check the path")
+    found = file_hash(weights)
+    if not found.startswith(INCEPTION_SHA256_START):
+        wanted = f"weights-inception-2015-12-05, SHA-256 {INCEPTION_SHA256_START}..."
+        refuse("evaluate", "--inception", wanted, f"{found[:8]}...", "other networks give no FID")
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    metric = FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=str(weights)).to(device)
+    for pictures, is_real in ((real, True), (made, False)):
+        for first in range(0, len(pictures), BATCH):
+            metric.update(to_batch(pictures[first : first + BATCH], device), real=is_real)
+    return {"FID": float(metric.compute()), "FID_n": [len(real), len(made)], "FID_sha256": found}
+
+
+def clip_score(made: NDArray[np.uint8], captions: list[str], folder: Path, device: torch.device) -> dict[str, Any]:
+    """Return the mean cosine of pictures and captions in a CLIP model, times 100 where it is positive.
+
+    Raises:
+        ValueError: The folder holds no CLIP model.
+    """
+    from torchmetrics.multimodal.clip_score import CLIPScore
+    from transformers import CLIPModel, CLIPProcessor
+
+    try:
+        model, processor = CLIPModel.from_pretrained(folder), CLIPProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise ValueError(f"--clip: {folder} holds no CLIP model: {detail}; give the folder of one") from error
+    loaded: Any = lambda: (model, processor)  # noqa: E731
+    metric = CLIPScore(model_name_or_path=loaded).to(device)
+    for first in range(0, len(made), BATCH):
+        metric.update(to_batch(made[first : first + BATCH], device), captions[first : first + BATCH])
+    return {"clip_score": float(metric.compute()), "clip_scale": "mean of max(100 cos, 0)", "clip_model": str(folder)}
+
+
+def to_batch(pictures: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """Return (n, 3, H, W) uint8 of (n, H, W, 3)."""
+    return torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))).to(device)
