@@ -110,6 +110,40 @@ class PruneOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """Options of `vim-compress study`.
+
+    Attributes:
+        out: Folder of the study; what is done in it is not done again.
+        rows: Experiments, separated by commas; all of them if not given (--rows list names them).
+        data: As for train; fashion-mnist if not given.
+        recipe: Named run that every row shares.
+        steps: Of each training, instead of the recipe's.
+        global_batch: Pictures per step, instead of the recipe's.
+        workers: Loader processes of each row, instead of the recipe's.
+        seeds: Repetitions of every row.
+        jobs: Rows that run side by side.
+        json: Print JSON.
+    """
+
+    out: Path | None = None
+    rows: str | None = None
+    data: str | None = None
+    recipe: str = "study"
+    steps: int | None = None
+    global_batch: int | None = None
+    workers: int | None = None
+    seeds: int = 2
+    jobs: int = 1
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse counts below 1."""
+        for name in ("seeds", "jobs"):
+            _at_least(name, getattr(self, name), 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class InfoOptions:
     """Options of `vim-compress info`.
 

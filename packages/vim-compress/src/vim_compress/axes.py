@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from .checks import refuse
-from .config import MambaVisionConfig, ModelConfig, VimConfig
+from .config import CnnConfig, MambaVisionConfig, ModelConfig, VimConfig
 
 AXES = {"vim": ("inner", "state"), "mambavision": ("inner", "hidden", "heads", "x", "z")}  # kinds, by family
 DEFAULT_AXES = {"vim": ("inner",), "mambavision": ("inner", "hidden", "heads")}
@@ -61,6 +61,8 @@ def find_axes(model: nn.Module, kinds: tuple[str, ...] | None = None) -> list[Ax
         ValueError: Its state-space model or squeeze cannot be cut, or a kind is unknown.
     """
     config: ModelConfig = model.config  # pyright: ignore[reportAssignmentType]
+    if isinstance(config, CnnConfig):
+        refuse("find_axes", "model", "a Vim or MambaVision", config.family, "the plain network is for comparison")
     known = AXES[config.family]
     for kind in kinds or ():
         if kind not in known:

@@ -13,6 +13,7 @@ from .arguments import (
     EvaluateOptions,
     InfoOptions,
     PruneOptions,
+    StudyOptions,
     parse_options,
 )
 
@@ -22,6 +23,7 @@ USAGE = """usage: vim-compress VERB ...
   train      train a network
   evaluate   accuracy on held-out pictures
   prune      cut a trained network down to a target of parameters, operations or latency
+  study      the table of all experiments, dense and pruned, on real data
   info       parameters, multiplications and scan operations of a network
   benchmark  speed and memory of networks on this machine
 
@@ -54,6 +56,7 @@ def _dispatch(arguments: list[str]) -> int:
         "train": _train,
         "evaluate": _evaluate,
         "prune": _prune,
+        "study": _study,
         "info": _info,
         "benchmark": _benchmark,
     }
@@ -117,6 +120,13 @@ def _prune(argv: list[str]) -> int:
     from .commands import prune_command
 
     return prune_command(options)
+
+
+def _study(argv: list[str]) -> int:
+    options, _ = parse_options("study", argv, StudyOptions, description="Run the experiments and fill one table.")
+    from .commands import study_command
+
+    return study_command(options)
 
 
 def _info(argv: list[str]) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import BenchmarkOptions, ClassifyOptions, EvaluateOptions, InfoOptions, PruneOptions
+from .arguments import BenchmarkOptions, ClassifyOptions, EvaluateOptions, InfoOptions, PruneOptions, StudyOptions
 from .config import ModelConfig
 from .presets import PRESETS, preset
 
@@ -125,6 +125,39 @@ def prune_command(options: PruneOptions) -> int:
     print(
         f"saved {options.out}; recover its accuracy with: vim-compress train PRESET --from {options.out} --teacher ..."
     )
+    return 0
+
+
+def study_command(options: StudyOptions) -> int:
+    """Run `vim-compress study`."""
+    from .recipes import recipe
+    from .rows import jobs
+
+    if options.rows == "list":
+        print("\n".join(job.name for job in jobs()))
+        return 0
+    if options.out is None:
+        raise ValueError("--out: is missing; give the folder of the study")
+    base = recipe(options.recipe)
+    settings = {
+        "recipe": options.recipe,
+        "data": options.data or base.data,
+        "steps": options.steps,
+        "global_batch": options.global_batch,
+        "workers": options.workers,
+    }
+    from .study import run_study, table
+
+    names = options.rows.split(",") if options.rows else []
+    result = run_study(options.out, settings, names=names, seeds=options.seeds, parallel=options.jobs)
+    if options.json:
+        _print_json(result)
+    else:
+        print(table(result["rows"]))
+    if result["failed"]:
+        raise ValueError(
+            f"{len(result['failed'])} rows failed: {', '.join(result['failed'][:5])}; the same command goes on"
+        )
     return 0
 
 

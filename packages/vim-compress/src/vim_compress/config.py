@@ -270,8 +270,60 @@ class MambaVisionConfig:
         return _plain(asdict(self))
 
 
-ModelConfig: TypeAlias = VimConfig | MambaVisionConfig
-FAMILIES: dict[str, type[VimConfig] | type[MambaVisionConfig]] = {"vim": VimConfig, "mambavision": MambaVisionConfig}
+@dataclass(frozen=True, kw_only=True)
+class CnnConfig:
+    """A small plain convolutional network, for comparison.
+
+    Attributes:
+        family: Tells the families apart in a file.
+        image: Usual size of a picture.
+        channels: Of the picture.
+        classes: Outputs of the head.
+        dims: Widths of the pairs of convolutions.
+        drop_path: Not used; 0.
+        widths: Not used; empty.
+        mean: Of the pictures, subtracted from values in [0, 1].
+        std: Divides the rest.
+        crop_pct: Side of the centre that is classified over the side that a picture is resized to.
+        labels: Names of the classes; empty if nobody knows them.
+        domain: What pictures it was trained on.
+    """
+
+    family: Literal["cnn"] = "cnn"
+    image: tuple[int, int] = (32, 32)
+    channels: int = 3
+    classes: int = 10
+    dims: tuple[int, ...] = (32, 64, 128)
+    drop_path: float = 0.0
+    widths: dict[str, int] = field(default_factory=dict)
+    mean: tuple[float, ...] = HALF_MEAN
+    std: tuple[float, ...] = HALF_STD
+    crop_pct: float = 1.0
+    labels: tuple[str, ...] = ()
+    domain: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be built. Lists become tuples, so that a configuration read from JSON is equal."""
+        _tuples(self, "image", "dims", "mean", "std", "labels")
+        _whole_numbers(self, 1, "channels")
+        _whole_numbers(self, 0, "classes")
+        if not self.dims or not all(_whole(x) for x in self.dims):
+            _refuse(self, "dims", "whole numbers of at least 1", self.dims)
+        _shared_checks(self)
+        _choices(self, family="cnn")
+        _check_widths(self, set())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain numbers, strings and lists, as config.json holds them."""
+        return _plain(asdict(self))
+
+
+ModelConfig: TypeAlias = VimConfig | MambaVisionConfig | CnnConfig
+FAMILIES: dict[str, type[VimConfig] | type[MambaVisionConfig] | type[CnnConfig]] = {
+    "vim": VimConfig,
+    "mambavision": MambaVisionConfig,
+    "cnn": CnnConfig,
+}
 
 
 def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:

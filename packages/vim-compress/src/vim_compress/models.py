@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
-from .config import ModelConfig, VimConfig
+from .config import CnnConfig, ModelConfig, VimConfig
 from .keymap import filter_published
 from .mambavision import MambaVision
 from .presets import PRESETS
@@ -21,6 +21,10 @@ Network = VisionMamba | MambaVision
 
 def make_network(config: ModelConfig) -> Network:
     """Build the network of a configuration, with first weights."""
+    if isinstance(config, CnnConfig):
+        from .cnn import SmallCnn
+
+        return cast(Network, SmallCnn(config))  # trained and evaluated alike; it is not cut
     return VisionMamba(config) if isinstance(config, VimConfig) else MambaVision(config)
 
 

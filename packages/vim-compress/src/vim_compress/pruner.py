@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .earlybird import EarlyBird, gate_mask
-from .masks import Masks, apply_masks, check_fit, choose, load_masks, prunable, save_masks, sparsity_of
+from .masks import HEAD, Masks, apply_masks, check_fit, choose, load_masks, prunable, save_masks, sparsity_of
 from .sparsity import SparsityConfig, regrow_at, sparsity_at
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class Pruner:
         self.seed = cfg.seed
         self.model, self.average = model, average
         self.weights = prunable(model) if self.cfg.prunes else {}
+        if self.cfg.scope == "global":  # the classifier's weights are the smallest: ranked with all, they would all go
+            self.weights.pop(HEAD, None)
         device = next(model.parameters()).device
         self.masks: Masks = {n: torch.ones_like(p, dtype=torch.bool) for n, p in self.weights.items()}
         self.fixed = self.cfg.mask is not None

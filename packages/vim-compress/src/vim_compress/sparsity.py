@@ -31,8 +31,8 @@ class SparsityConfig:
         regrow: What comes back at an update beside what goes: nothing, what has the largest gradient, or what had the
             largest magnitude before it was pruned.
         regrow_fraction: Share of the kept weights that is exchanged at first; it falls along a cosine to 0 at `end`.
-        scope: Ranks are within each layer, over all layers, or within each with layer-wise rates by their shapes
-            (Erdos-Renyi kernel).
+        scope: Ranks are within each layer, over all layers but the classifier, or within each with layer-wise rates by
+            their shapes (Erdos-Renyi kernel).
         head_factor: Sparsity of the classifier over that of the rest, for scope "layer".
         mask: File of masks that hold from the first step; they never grow back.
         gate_l1: Weight of the sum of |gate| in the loss, which drives channel gates to zero; needs model.gates.

@@ -1,0 +1,201 @@
+"""Run the rows of the study side by side, each in a process of its own, then time the networks one by one.
+
+DIR/study-config.json says how, DIR/rows/ holds what is done, DIR/study.json everything together, DIR/*.svg the plots.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from .checkpoint import replace_text
+from .rows import Job, find_job, jobs
+
+TIMED_BATCH = {"cuda": 256, "cpu": 16}
+
+
+def run_study(folder: Path, settings: dict[str, Any], *, names: list[str], seeds: int, parallel: int) -> dict[str, Any]:
+    """Do what is not done yet and collect.
+
+    Args:
+        folder: Of the study; rows that are done are not done again.
+        settings: Recipe, data, steps, ... : what all rows share.
+        names: Rows; empty for all.
+        seeds: Repetitions of each, seeds 10, 11, ...
+        parallel: Rows at a time.
+
+    Returns:
+        What study.json holds: {"rows": [...], "failed": [...], "settings", "environment"}.
+
+    Raises:
+        ValueError: A row is unknown, or the folder is of another study.
+    """
+    chosen = [find_job(name) for name in names] if names else jobs()
+    chosen = _with_needs(chosen)
+    keep_settings(folder, settings)
+    waiting = [(job, 10 + i) for job in chosen for i in range(seeds)]
+    waiting = [(job, seed) for job, seed in waiting if not _file(folder, job.name, seed).is_file()]
+    failed = _schedule(folder, waiting, parallel)
+    return collect(folder, settings, failed)
+
+
+def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Write what the study is about, or see that it is the same."""
+    file = folder / "study-config.json"
+    if file.is_file() and json.loads(file.read_text()) != settings:
+        raise ValueError(f"--out: {folder} is a study with other settings; give those, or another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(file, json.dumps(settings, indent=1) + "\n")
+    except OSError as error:
+        raise ValueError(f"--out: {folder} cannot be written: {error}; choose another folder") from error
+
+
+def _with_needs(chosen: list[Job]) -> list[Job]:
+    needed = [find_job(name) for job in chosen for name in job.needs]
+    return list({job.name: job for job in [*needed, *chosen]}.values())
+
+
+def _file(folder: Path, name: str, seed: int) -> Path:
+    return folder / "rows" / f"{name}-{seed}.json"
+
+
+def _schedule(folder: Path, waiting: list[tuple[Job, int]], parallel: int) -> list[str]:
+    """Start rows whose needs are met, `parallel` at a time; return the names of those that failed."""
+    running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
+    failed: list[str] = []
+    logs = folder / "logs"
+    logs.mkdir(exist_ok=True)
+    total, done = len(waiting), 0
+    while waiting or running:
+        for job, seed in list(waiting):
+            if len(running) >= parallel:
+                break
+            name = f"{job.name}-{seed}"
+            if any(f"{need}-{seed}" in failed for need in job.needs):
+                failed.append(name)
+                waiting.remove((job, seed))
+            elif all(_file(folder, need, seed).is_file() for need in job.needs):
+                with (logs / f"{name}.log").open("ab") as log:
+                    command = [sys.executable, "-m", "vim_compress.rows", str(folder), job.name, str(seed)]
+                    running[name] = (subprocess.Popen(command, stdout=log, stderr=log), time.monotonic())
+                waiting.remove((job, seed))
+        for name, (process, begun) in list(running.items()):
+            if process.poll() is None:
+                continue
+            del running[name]
+            done += 1
+            good = process.returncode == 0
+            if not good:
+                failed.append(name)
+            word = "done" if good else f"FAILED, see {logs / name}.log"
+            print(f"{done}/{total} {name}: {word} in {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+        time.sleep(0.2)
+    return failed
+
+
+def collect(folder: Path, settings: dict[str, Any], failed: list[str]) -> dict[str, Any]:
+    """Time the networks of all rows, one at a time, and write study.json and the plots."""
+    import torch
+    from ssm_kernels.bench import environment
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = []
+    for file in sorted((folder / "rows").glob("*.json")):
+        row = json.loads(file.read_text())
+        if "latency_ms" not in row or row.get("timed_on") != device.type:
+            row |= time_row(folder / row["model"], device)
+            replace_text(file, json.dumps(row, indent=1))
+        rows.append(row)
+    result = {
+        "rows": rows,
+        "failed": failed,
+        "settings": settings,
+        "environment": {**environment(device), "threads": os.cpu_count()},
+    }
+    replace_text(folder / "study.json", json.dumps(result, indent=1) + "\n")
+    draw(rows, folder)
+    return result
+
+
+def time_row(model: Path, device: Any) -> dict[str, Any]:
+    """Return the latency of a saved network for a batch; masks do not change it, as `benchmark --keep` shows."""
+    from .benchmark import time_network
+    from .weights import load_model
+
+    batch = TIMED_BATCH.get(device.type, 16)
+    cuda = device.type == "cuda"
+    timing = time_network(
+        load_model(model), batch=batch, device=str(device), precision="bf16" if cuda else "fp32", graph=cuda
+    )
+    return {
+        "latency_ms": round(timing.milliseconds, 4),
+        "latency_batch": batch,
+        "peak_bytes": timing.peak_bytes,
+        "timed_on": device.type,
+    }
+
+
+def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one line for each method: means over seeds, and the spread of the accuracy."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["method"]].append(row)
+    lines = []
+    for method, same in groups.items():
+        top1 = [row["top1"] for row in same]
+        line = {"method": method, "seeds": len(same), "top1": mean(top1)}
+        line["top1_std"] = stdev(top1) if len(top1) > 1 else 0.0
+        for name in ("sparsity", "parameters", "total_macs", "latency_ms", "seconds"):
+            line[name] = mean(row[name] for row in same)
+        lines.append(line)
+    return lines
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the study as text, one method a line."""
+    lines = [f"{'method':<28}{'seeds':>6}{'top-1 %':>15}{'zeros':>8}{'params k':>10}{'M MACs':>9}{'ms':>9}"]
+    for line in summary(rows):
+        top1 = f"{line['top1']:.2f} +- {line['top1_std']:.2f}"
+        lines.append(
+            f"{line['method']:<28}{line['seeds']:>6}{top1:>15}{100 * line['sparsity']:>7.1f}%"
+            f"{line['parameters'] / 1e3:>10.0f}{line['total_macs'] / 1e6:>9.1f}{line['latency_ms']:>9.2f}"
+        )
+    return "\n".join(lines)
+
+
+def draw(rows: list[dict[str, Any]], folder: Path) -> None:
+    """Plot accuracy against sparsity and against latency, with the spread over seeds, if matplotlib is there."""
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None or not rows:
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    lines = summary(rows)
+    for name, label, file in (
+        ("sparsity", "share of zeros", "accuracy-sparsity.svg"),
+        ("latency_ms", "milliseconds a batch", "accuracy-latency.svg"),
+    ):
+        figure, axes = plt.subplots(figsize=(8, 5))
+        shown = [line for line in lines if name != "sparsity" or line["sparsity"] > 0 or line["method"] == "dense"]
+        for line in shown:
+            axes.errorbar(line[name], line["top1"], yerr=line["top1_std"], fmt="o", capsize=3)
+            axes.annotate(
+                line["method"], (line[name], line["top1"]), fontsize=6, xytext=(3, 3), textcoords="offset points"
+            )
+        axes.set_xlabel(label)
+        axes.set_ylabel("top-1 accuracy, %")
+        figure.tight_layout()
+        figure.savefig(folder / file)
+        plt.close(figure)
