@@ -24,7 +24,13 @@ from xml.etree import ElementTree
 
 ROOT = Path(__file__).resolve().parent.parent
 # the packages whose own dependencies may be missing on a bare machine, and the module that tells
-NEEDS = {"hybrid-sr": ("PIL", "cv2", "safetensors", "huggingface_hub", "accelerate", "jsonargparse")}
+TRAINS = ("PIL", "safetensors", "huggingface_hub", "accelerate", "jsonargparse", "docstring_parser", "psutil")
+NEEDS = {
+    "hybrid-sr": (*TRAINS, "cv2"),
+    "muse-mamba": (*TRAINS, "transformers", "diffusers"),
+    "mamba-diffusion": (*TRAINS, "scipy"),
+    "vim-compress": (*TRAINS, "timm"),
+}
 
 
 def environment() -> dict[str, str]:
