@@ -66,9 +66,9 @@ def place_program(program, length, span, spans, CHANNELS: tl.constexpr, GROUPS: 
 
 @triton.jit
 def forward_walk(
-    x, dt, B, C, z, added, y, saved, rates, skip, bias, state, begin, steps, count, height, line, magic, d, here,
-    COLUMN: tl.constexpr,
-    REVERSE: tl.constexpr,
+    x, dt, B, C, z, added, y, saved, rates, skip, bias, state, begin, steps, count, height, line, magic, back, column, d, here,
+    WAY: tl.constexpr,
+    ORDER: tl.constexpr,
     X_T: tl.constexpr,
     DT_T: tl.constexpr,
     Z_T: tl.constexpr,
@@ -83,31 +83,31 @@ def forward_walk(
     EVEN: tl.constexpr,
     T: tl.constexpr,
 ):  # fmt: skip
-    """Walk `steps` steps, a multiple of T, in one kind of direction; return the state behind them."""
+    """Walk `steps` steps, a multiple of T and not 0; return the state behind them."""
     t = tl.arange(0, T)
     last = begin + steps - T
-    place, offsets = locate(tl.minimum(begin, count - 1), tl.minimum(t, tl.maximum(steps - 1, 0)), count, height, line, magic, COLUMN, REVERSE)  # fmt: skip
-    xs = load_tile(x, d, place, offsets, X_T, COLUMN)
-    dts = load_tile(dt, d, place, offsets, DT_T, COLUMN)
+    place, offsets = locate(begin, t, count, height, line, magic, back, column, WAY, ORDER)
+    xs = load_tile(x, d, place, offsets, X_T, WAY)
+    dts = load_tile(dt, d, place, offsets, DT_T, WAY)
     Bs = load_weights(B, place, offsets, B_T)
     Cs = load_weights(C, place, offsets, C_T)
     gates = xs
     if z is not None:
-        gates = load_tile(z, d, place, offsets, Z_T, COLUMN)
+        gates = load_tile(z, d, place, offsets, Z_T, WAY)
     for walked in range(0, steps, T):
         i = begin + walked
         if saved is not None:
             if i % CHUNK == 0:
                 tl.store(saved + (i // CHUNK).to(tl.int64) * CHANNELS, state, mask=here)
-        place, offsets = locate(tl.minimum(i + T, last), t, count, height, line, magic, COLUMN, REVERSE)
-        xs_next = load_tile(x, d, place, offsets, X_T, COLUMN)
-        dts_next = load_tile(dt, d, place, offsets, DT_T, COLUMN)
+        place, offsets = locate(tl.minimum(i + T, last), t, count, height, line, magic, back, column, WAY, ORDER)
+        xs_next = load_tile(x, d, place, offsets, X_T, WAY)
+        dts_next = load_tile(dt, d, place, offsets, DT_T, WAY)
         Bs_next = load_weights(B, place, offsets, B_T)
         Cs_next = load_weights(C, place, offsets, C_T)
         gates_next = xs_next
         if z is not None:
-            gates_next = load_tile(z, d, place, offsets, Z_T, COLUMN)
-        place, offsets = locate(i, t, count, height, line, magic, COLUMN, REVERSE)
+            gates_next = load_tile(z, d, place, offsets, Z_T, WAY)
+        place, offsets = locate(i, t, count, height, line, magic, back, column, WAY, ORDER)
         value = xs.to(tl.float32)
         delta, _ = time_steps(dts, bias[None, :], SOFTPLUS, PRECISE)
         a = power(delta * rates[None, :], PRECISE)
@@ -116,13 +116,13 @@ def forward_walk(
         if SKIP:
             out += skip[None, :] * value
         if added is not None:
-            out += load_tile(added, d, place, offsets, CHANNELS, COLUMN)
+            out += load_tile(added, d, place, offsets, CHANNELS, WAY)
         if z is not None:
             gate = gates.to(tl.float32)
             out *= gate * sigmoid(gate, PRECISE)
         if SCALE != 1.0:
             out *= SCALE
-        at = address(y, d, place, offsets, CHANNELS, COLUMN)
+        at = address(y, d, place, offsets, CHANNELS, WAY)
         if EVEN:
             tl.store(at, out.to(y.dtype.element_ty))
         else:
@@ -160,13 +160,14 @@ def forward_kernel(
     """Walk a span with the state in registers, from the state that the spans before it leave.
 
     Two bits of CODES per direction: the lower for columns, the upper for reversed. KINDS has a bit for each of the four
-    that occur; the walk is compiled for each of these, since the sign and kind of its steps decide its addresses.
+    that occur: a walk is compiled for each, since its addresses depend on it.
     """
     EVEN: tl.constexpr = (CHANNELS // GROUPS) % BLOCK_D == 0
     program = tl.program_id(0).to(tl.int64)
     row, batch, direction, number, begin, steps, group, _, d, here = place_program(
         program, length, span, spans, CHANNELS, GROUPS, DIRS, BLOCK_D
     )
+    code = (CODES >> (2 * direction)) & 3
     x += batch * x_b
     dt += batch * dt_b + direction * dt_k.to(tl.int64)
     B += batch * B_b + (group + direction) * B_g.to(tl.int64)
@@ -188,27 +189,26 @@ def forward_kernel(
     full = steps // T * T
     for kind in tl.static_range(4):
         if (KINDS >> kind) & 1:
-            if ((CODES >> (2 * direction)) & 3) == kind:
+            if (full > 0) & (code == kind):
                 state = forward_walk(
-                    x, dt, B, C, z, added, y, saved, rates, skip, bias, state, begin, full, length, height, line, magic, d, here,
-                    (kind & 1) == 1, kind >= 2, X_T, DT_T, Z_T, B_T, C_T, CHANNELS, CHUNK, D is not None,
+                    x, dt, B, C, z, added, y, saved, rates, skip, bias, state, begin, full, length, height, line, magic,
+                    kind >= 2, False, d, here, kind & 1, kind >> 1, X_T, DT_T, Z_T, B_T, C_T, CHANNELS, CHUNK, D is not None,
                     SOFTPLUS, PRECISE, SCALE, EVEN, T,
                 )  # fmt: skip
-                if full < steps:
-                    state = forward_walk(
-                        x, dt, B, C, z, added, y, saved, rates, skip, bias, state, begin + full, steps - full, length,
-                        height, line, magic, d, here,
-                        (kind & 1) == 1, kind >= 2, X_T, DT_T, Z_T, B_T, C_T, CHANNELS, CHUNK, D is not None,
-                        SOFTPLUS, PRECISE, SCALE, EVEN, 1,
-                    )  # fmt: skip
+    if full < steps:
+        state = forward_walk(
+            x, dt, B, C, z, added, y, saved, rates, skip, bias, state, begin + full, steps - full, length, height, line,
+            magic, (code & 2) != 0, (code & 1) != 0, d, here, 2, 2, X_T, DT_T, Z_T, B_T, C_T, CHANNELS, CHUNK, D is not None,
+            SOFTPLUS, PRECISE, SCALE, EVEN, 1,
+        )  # fmt: skip
     tl.store(final + row * CHANNELS + d, state, mask=here & less(length - begin - steps, 1, d))
 
 
 @triton.jit
 def local_walk(
-    x, dt, W, z, rates, bias, state, elapsed, begin, steps, count, height, line, magic, d,
-    COLUMN: tl.constexpr,
-    REVERSE: tl.constexpr,
+    x, dt, W, z, rates, bias, state, elapsed, begin, steps, count, height, line, magic, back, column, d,
+    WAY: tl.constexpr,
+    ORDER: tl.constexpr,
     ADJOINT: tl.constexpr,
     X_T: tl.constexpr,
     DT_T: tl.constexpr,
@@ -219,24 +219,26 @@ def local_walk(
     SCALE: tl.constexpr,
     T: tl.constexpr,
 ):  # fmt: skip
-    """Walk `steps` steps, a multiple of T; return the state behind them and the sum of all delta."""
+    """Walk `steps` steps, a multiple of T and not 0; return the state behind them and the sum of all delta."""
     t = tl.arange(0, T)
     last = begin + steps - T
-    place, offsets = locate(tl.minimum(begin, count - 1), tl.minimum(t, tl.maximum(steps - 1, 0)), count, height, line, magic, COLUMN, REVERSE)  # fmt: skip
-    xs = load_tile(x, d, place, offsets, X_T, COLUMN)
-    dts = load_tile(dt, d, place, offsets, DT_T, COLUMN)
+    place, offsets = locate(begin, t, count, height, line, magic, back, column, WAY, ORDER)
+    xs = load_tile(x, d, place, offsets, X_T, WAY)
+    dts = load_tile(dt, d, place, offsets, DT_T, WAY)
     Ws = load_weights(W, place, offsets, W_T)
     gates = xs
     if z is not None:
-        gates = load_tile(z, d, place, offsets, Z_T, COLUMN)
+        gates = load_tile(z, d, place, offsets, Z_T, WAY)
     for walked in range(0, steps, T):
-        place, offsets = locate(tl.minimum(begin + walked + T, last), t, count, height, line, magic, COLUMN, REVERSE)
-        xs_next = load_tile(x, d, place, offsets, X_T, COLUMN)
-        dts_next = load_tile(dt, d, place, offsets, DT_T, COLUMN)
+        place, offsets = locate(
+            tl.minimum(begin + walked + T, last), t, count, height, line, magic, back, column, WAY, ORDER
+        )
+        xs_next = load_tile(x, d, place, offsets, X_T, WAY)
+        dts_next = load_tile(dt, d, place, offsets, DT_T, WAY)
         Ws_next = load_weights(W, place, offsets, W_T)
         gates_next = xs_next
         if z is not None:
-            gates_next = load_tile(z, d, place, offsets, Z_T, COLUMN)
+            gates_next = load_tile(z, d, place, offsets, Z_T, WAY)
         delta, _ = time_steps(dts, bias[None, :], SOFTPLUS, PRECISE)
         value = xs.to(tl.float32)
         a = power(delta * rates[None, :], PRECISE)
@@ -288,10 +290,12 @@ def local_kernel(
     row, batch, direction, number, begin, steps, group, _, d, here = place_program(
         program, length, span, spans - 1, CHANNELS, GROUPS, DIRS, BLOCK_D
     )
+    code = (CODES >> (2 * direction)) & 3
     if ADJOINT:
         number += 1
         steps = tl.minimum(length - begin - span, span)
         begin = length - begin - span - steps
+        code = code ^ 2
     x += batch * x_b
     dt += batch * dt_b + direction * dt_k.to(tl.int64)
     W += batch * W_b + (group + direction) * W_g.to(tl.int64)
@@ -303,17 +307,17 @@ def local_kernel(
     elapsed = tl.zeros([BLOCK_D], tl.float32)
     full = steps // T * T
     for kind in tl.static_range(4):
-        if (KINDS >> kind) & 1:
-            if ((CODES >> (2 * direction)) & 3) == kind:
+        if (KINDS >> (kind ^ 2 if ADJOINT else kind)) & 1:
+            if (full > 0) & (code == kind):
                 state, elapsed = local_walk(
-                    x, dt, W, z, rates, bias, state, elapsed, begin, full, length, height, line, magic, d,
-                    (kind & 1) == 1, (kind >= 2) != ADJOINT, ADJOINT, X_T, DT_T, Z_T, W_T, SOFTPLUS, PRECISE, SCALE, T,
+                    x, dt, W, z, rates, bias, state, elapsed, begin, full, length, height, line, magic, kind >= 2, False, d,
+                    kind & 1, kind >> 1, ADJOINT, X_T, DT_T, Z_T, W_T, SOFTPLUS, PRECISE, SCALE, T,
                 )  # fmt: skip
-                if full < steps:
-                    state, elapsed = local_walk(
-                        x, dt, W, z, rates, bias, state, elapsed, begin + full, steps - full, length, height, line, magic, d,
-                        (kind & 1) == 1, (kind >= 2) != ADJOINT, ADJOINT, X_T, DT_T, Z_T, W_T, SOFTPLUS, PRECISE, SCALE, 1,
-                    )  # fmt: skip
+    if full < steps:
+        state, elapsed = local_walk(
+            x, dt, W, z, rates, bias, state, elapsed, begin + full, steps - full, length, height, line, magic, (code & 2) != 0, (code & 1) != 0, d,
+            2, 2, ADJOINT, X_T, DT_T, Z_T, W_T, SOFTPLUS, PRECISE, SCALE, 1,
+        )  # fmt: skip
     at = (row * spans + number) * CHANNELS + d
     tl.store(ends + at, state, mask=here)
     # a growing system may overflow here, yet its product with a zero state is zero

@@ -20,66 +20,74 @@ from .kernels_device_steps import LOG2_E, sigmoid, softplus
 def run(a, b, state, t, T: tl.constexpr):
     """Return the states h -> a * h + b after every step of a tile, those before, and the last one.
 
-    Row j of a tile is a sum in which all other rows are zero: inside a thread that is a register, and costs nothing.
+    Row j of a tile is a sum in which all other rows are zero: inside a thread that is a register. The sum is one of
+    integers, since adding 0 to a number is an instruction, for the sake of -0.
     """
     after = b
     before = b
+    a_bits = a.to(tl.int32, bitcast=True)
+    b_bits = b.to(tl.int32, bitcast=True)
     for j in tl.static_range(T):
         here = (t == j)[:, None]
         before = tl.where(here, state[None, :], before)
-        decay = tl.reduce(tl.where(here, a, 0.0), 0, _sum_combine)
-        state = decay * state + tl.reduce(tl.where(here, b, 0.0), 0, _sum_combine)
+        decay = tl.reduce(tl.where(here, a_bits, 0), 0, _sum_combine).to(tl.float32, bitcast=True)
+        added = tl.reduce(tl.where(here, b_bits, 0), 0, _sum_combine).to(tl.float32, bitcast=True)
+        state = decay * state + added
         after = tl.where(here, state[None, :], after)
     return after, before, state
 
 
 @triton.jit
 def run_adjoint(a, w, passed, t, T: tl.constexpr):
-    """Return a tile's gradients g = w + s from its end, what each passes on, s = a * g, and the last s."""
+    """Return a tile's gradients g = w + s from its last step on, what each passes on, s = a * g, and the last s."""
     grads = w
     passes = w
+    a_bits = a.to(tl.int32, bitcast=True)
+    w_bits = w.to(tl.int32, bitcast=True)
     for j in tl.static_range(T - 1, -1, -1):
         here = (t == j)[:, None]
-        grad = tl.reduce(tl.where(here, w, 0.0), 0, _sum_combine) + passed
-        passed = tl.reduce(tl.where(here, a, 0.0), 0, _sum_combine) * grad
+        grad = tl.reduce(tl.where(here, w_bits, 0), 0, _sum_combine).to(tl.float32, bitcast=True) + passed
+        passed = tl.reduce(tl.where(here, a_bits, 0), 0, _sum_combine).to(tl.float32, bitcast=True) * grad
         grads = tl.where(here, grad[None, :], grads)
         passes = tl.where(here, passed[None, :], passes)
     return grads, passes, passed
 
 
 @triton.jit
-def locate(i, t, count, height, line, magic, COLUMN: tl.constexpr, REVERSE: tl.constexpr):
-    """Return a place, and those of the steps i + t of a row relative to it.
+def locate(i, t, count, height, line, magic, back, column, WAY: tl.constexpr, ORDER: tl.constexpr):
+    """Return a place, and relative to it those of the steps i + t of a row.
 
-    COLUMN runs down the columns of an image of `height` lines, `magic` being 2**32 / height rounded up: a product
-    takes the place of a division, exact as long as height * (height + T) is below 2**32. There the places are relative
-    to 0, which makes an address one instruction; along a row they are constants.
+    WAY 1 runs down the columns of an image of `height` lines, `magic` being 2**32 / height rounded up: a product takes
+    the place of a division, exact as long as height * (height + T) is below 2**32. There the places are relative to 0,
+    which makes an address few instructions; along a row (WAY 0) they are constants. WAY 2 is a single step of either,
+    as `column` says. ORDER 0 runs with memory, 1 against it, 2 as `back` says.
     """
-    if COLUMN:
-        column = i // height
-        down = i - column * height
-        place = down * line + column
-        turn = 1 - height * line
-        if REVERSE:
-            place = count - 1 - place
-            line = -line
-            turn = -turn
-        columns = tl.umulhi((down + t).to(tl.uint32), magic.to(tl.uint32)).to(tl.int32)
-        offsets = place + t * line + columns * turn
-        place = i * 0
-    elif REVERSE:
-        place = count - 1 - i
-        offsets = -t
-    else:
+    sign = tl.where(back, -1, 1) if ORDER == 2 else 1 - 2 * ORDER
+    if WAY == 0:
         place = i
+        offsets = t * sign
+    else:
+        across = i // height
+        down = i - across * height
+        place = down * line + across
+        if WAY == 2:
+            place = tl.where(column, place, i)
         offsets = t
+    if ORDER == 2:
+        place = tl.where(back, count - 1 - place, place)
+    elif ORDER == 1:
+        place = count - 1 - place
+    if WAY == 1:
+        columns = tl.umulhi((down + t).to(tl.uint32), magic.to(tl.uint32)).to(tl.int32)
+        offsets = place + t * (line * sign) + columns * (sign - height * line * sign)
+        place = i * 0
     return place.to(tl.int64), offsets
 
 
 @triton.jit
-def address(pointer, d, place, offsets, STRIDE: tl.constexpr, COLUMN: tl.constexpr):
+def address(pointer, d, place, offsets, STRIDE: tl.constexpr, WAY: tl.constexpr):
     """Return the addresses of a tile from that of a row's first place and the channels."""
-    if COLUMN:
+    if WAY == 1:
         at = pointer + ((offsets * STRIDE)[:, None] + d[None, :])
     else:
         at = (pointer + d[None, :]) + place * STRIDE + (offsets * STRIDE)[:, None]
@@ -87,9 +95,9 @@ def address(pointer, d, place, offsets, STRIDE: tl.constexpr, COLUMN: tl.constex
 
 
 @triton.jit
-def load_tile(pointer, d, place, offsets, STRIDE: tl.constexpr, COLUMN: tl.constexpr):
+def load_tile(pointer, d, place, offsets, STRIDE: tl.constexpr, WAY: tl.constexpr):
     """Load a tile in the stored type."""
-    return tl.load(address(pointer, d, place, offsets, STRIDE, COLUMN))
+    return tl.load(address(pointer, d, place, offsets, STRIDE, WAY))
 
 
 @triton.jit

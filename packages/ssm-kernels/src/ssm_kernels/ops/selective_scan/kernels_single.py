@@ -10,17 +10,21 @@ to a zero state, and every span carries what the spans before it left. See docs/
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
+from ..launch import launch
+from .kernels import like
 from .kernels_device_single import forward_kernel, local_kernel
-from .kernels_device_single_sums import sum_kernel
-from .kernels_plan import cdiv
-from .kernels_single_plan import Single, prepare, suits
+from .kernels_device_single_backward import backward_kernel
+from .kernels_device_single_sums import split_kernel, sum_kernel
+from .kernels_plan import cdiv, parameter, partial_dtype
+from .kernels_single_plan import Single, along, prepare, suits
 
 SUM_BLOCK = 2048  # numbers per program where partial results are added
+SPLIT_BLOCK = 512  # numbers per program where the gradients of B and C are
 
 
 def forward(
@@ -50,6 +54,36 @@ def forward(
     return y, final[:, None].mT, saved[..., None]
 
 
+def backward(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    cu_seqlens: Tensor | None,
+    dt_softplus: bool,
+    reverse: bool,
+    chunk_states: Tensor,
+    grad_y: Tensor,
+    grad_final: Tensor | None,
+    *,
+    chunk: int,
+    span: int | None = None,
+) -> tuple[Tensor, ...]:
+    """Return the gradients of the nine floating arguments in their order, as kernels.backward; only what `suits`."""
+    assert suits(A, cu_seqlens)
+    inputs = (x, dt, A, B, C, D, z, dt_bias, initial_state)
+    scan = prepare(*inputs, dt_softplus, reverse, chunk=chunk, span=span)
+    if chunk_states.shape[0] == 0:  # the forward was told that nobody would ask
+        chunk_states = launch_forward(scan, save_states=True, out=torch.empty_like(scan.x))[1]
+    grad_z = x.new_empty(0) if z is None else torch.empty(z.shape, dtype=z.dtype, device=z.device)
+    return like(launch_backward(scan, chunk_states, grad_y, grad_final, grad_z=grad_z), inputs)
+
+
 def launch_forward(
     scan: Single, *, save_states: bool, out: Tensor, added: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -63,31 +97,43 @@ def launch_forward(
     """
     final = scan.buffer(scan.rows)
     saved = scan.buffer(scan.slots if save_states else 0)
-    with on_device(scan.x):
-        ends, totals = launch_local(scan, scan.x, scan.B, adjoint=False)
-        forward_kernel[scan.programs(scan.spans)](
-            x=scan.x,
-            x_b=scan.x.stride(0),
-            X_T=scan.x.stride(1),
-            D=scan.D,
-            D_rows=1 if scan.D is None else scan.D.shape[0],
-            initial=scan.initial,
-            added=added,
-            y=out,
-            saved=saved if save_states else None,
-            ends=ends,
-            totals=totals,
-            final=final,
-            batches=scan.x.shape[0],
-            CHUNK=scan.chunk,
-            **scan.common(scan.z),
-            **scan.weights("B", scan.B),
-            **scan.weights("C", scan.C),
-        )
+    ends, totals = _launch_local(scan, scan.x, scan.B, adjoint=False)
+    arguments = {
+        "x": scan.x,
+        "x_b": scan.x.stride(0),
+        "B": scan.B,
+        "B_b": scan.B.stride(0),
+        "B_g": scan.B.stride(2),
+        "C": scan.C,
+        "C_b": scan.C.stride(0),
+        "C_g": scan.C.stride(2),
+        "D": scan.D,
+        "D_rows": 1 if scan.D is None else scan.D.shape[0],
+        "initial": scan.initial,
+        "added": added,
+        "y": out,
+        "saved": saved if save_states else None,
+        "ends": ends,
+        "totals": totals,
+        "final": final,
+        "batches": scan.x.shape[0],
+    }
+    constants = {
+        "X_T": scan.x.stride(1),
+        "B_T": scan.B.stride(1),
+        "C_T": scan.C.stride(1),
+        "CHUNK": scan.chunk,
+    }
+    _launch(
+        forward_kernel,
+        scan.programs(scan.spans),
+        scan.arguments(scan.z) | arguments,
+        scan.constants(scan.z) | constants,
+    )
     return final, saved
 
 
-def launch_local(
+def _launch_local(
     scan: Single, values: Tensor, weights: Tensor, *, adjoint: bool
 ) -> tuple[Tensor, Tensor] | tuple[None, None]:
     """Return what every span adds to a zero state (or to the adjoint behind it) and the product of its decays.
@@ -101,17 +147,114 @@ def launch_local(
     if scan.spans == 1:
         return None, None
     ends, totals = scan.buffer(2 * scan.rows * scan.spans).unflatten(0, (2, -1)).unbind(0)
-    local_kernel[scan.programs(scan.spans - 1)](
-        x=values,
-        x_b=values.stride(0),
-        X_T=values.stride(1),
-        ends=ends,
-        totals=totals,
-        ADJOINT=adjoint,
-        **scan.common(scan.z if adjoint else None),
-        **scan.weights("W", weights),
-    )
+    z = scan.z if adjoint else None
+    arguments = {
+        "x": values,
+        "x_b": values.stride(0),
+        "W": weights,
+        "W_b": weights.stride(0),
+        "W_g": weights.stride(2),
+        "ends": ends,
+        "totals": totals,
+    }
+    constants = {"X_T": values.stride(1), "W_T": weights.stride(1), "ADJOINT": adjoint}
+    _launch(local_kernel, scan.programs(scan.spans - 1), scan.arguments(z) | arguments, scan.constants(z) | constants)
     return ends, totals
+
+
+def launch_backward(
+    scan: Single,
+    chunk_states: Tensor,
+    grad_y: Tensor,
+    grad_final: Tensor | None,
+    *,
+    grad_z: Tensor,
+    added: Tensor | None = None,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients in the order of the arguments, in any shape of as many numbers.
+
+    Args:
+        scan: The call.
+        chunk_states: What the forward saved, (slots, D).
+        grad_y: Gradient of y, (B, L, D).
+        grad_final: Gradient of the final states, (rows, D, 1).
+        grad_z: Written, the gradient of z.
+        added: (B, L, D) float32, joins the gradient of z.
+    """
+    x, (batch, length, channels) = scan.x, scan.x.shape
+    grad_y = along(grad_y)
+    directions, shared = len(scan.codes), scan.B.shape[2]
+    both_half = scan.B.dtype == scan.C.dtype == torch.bfloat16
+    kind = torch.bfloat16 if both_half else torch.float32
+    part_BC = torch.empty((scan.blocks, batch, length, shared, 2), dtype=kind, device=x.device)
+    kind = x.dtype if directions == 1 else partial_dtype(x.dtype)
+    grad_x = torch.empty((directions, *x.shape), dtype=kind, device=x.device)
+    grad_dt = torch.empty(scan.dt.shape, dtype=scan.dt.dtype, device=x.device)
+    sums, grad_initial = scan.buffer(3 * scan.rows * scan.spans), scan.buffer(scan.rows)
+    ends, totals = _launch_local(scan, grad_y, scan.C, adjoint=True)
+    arguments = {
+        "x": x,
+        "x_b": x.stride(0),
+        "B": scan.B,
+        "B_b": scan.B.stride(0),
+        "B_g": scan.B.stride(2),
+        "C": scan.C,
+        "C_b": scan.C.stride(0),
+        "C_g": scan.C.stride(2),
+        "D": scan.D,
+        "D_rows": 1 if scan.D is None else scan.D.shape[0],
+        "grad_y": grad_y,
+        "grad_b": grad_y.stride(0),
+        "grad_final": None if grad_final is None else parameter(grad_final),
+        "saved": chunk_states,
+        "ends": ends,
+        "totals": totals,
+        "added": added,
+        "grad_x": grad_x,
+        "grad_dt": grad_dt,
+        "grad_z": None if scan.z is None else grad_z,
+        "part_BC": part_BC,
+        "sums": sums,
+        "grad_initial": grad_initial,
+        "batches": batch,
+    }
+    constants = {
+        "X_T": x.stride(1),
+        "B_T": scan.B.stride(1),
+        "C_T": scan.C.stride(1),
+        "GRAD_T": grad_y.stride(1),
+        "CHUNK": scan.chunk,
+    }
+    _launch(
+        backward_kernel,
+        scan.programs(scan.spans),
+        scan.arguments(scan.z) | arguments,
+        scan.constants(scan.z) | constants,
+    )
+    grad_B, grad_C = (torch.empty(t.shape, dtype=t.dtype, device=x.device) for t in (scan.B, scan.C))
+    size = grad_B.numel()
+    _launch(
+        split_kernel,
+        cdiv(size, SPLIT_BLOCK),
+        {"parts": part_BC, "grad_B": grad_B, "grad_C": grad_C, "size": size},
+        {"BLOCKS": scan.blocks, "BLOCK": SPLIT_BLOCK, "num_warps": 4, "enable_fp_fusion": True},
+    )
+    sum_A, sum_D, sum_bias = _sum_units(scan, sums.view(3, scan.rows, scan.spans, channels))
+    summed = grad_x[0] if directions == 1 else add_parts(grad_x, torch.empty(x.shape, dtype=x.dtype, device=x.device))
+    return summed, grad_dt, sum_A, grad_B, grad_C, sum_D, grad_z, sum_bias, grad_initial
+
+
+def _sum_units(scan: Single, sums: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Add the sums over time of A, D and the bias, (3, rows, spans, D), over all rows that share a parameter."""
+    kinds = [0 if t is None else t.shape[0] for t in (scan.A, scan.D)]
+    kinds.append(0 if scan.dt_bias is None else len(scan.codes))
+    if len(set(kinds) - {0}) == 1:  # at once
+        found = list(sums.view(3, -1, kinds[0], *sums.shape[2:]).sum((1, 3)).unbind(0))
+    else:
+        found = [part.view(-1, max(n, 1), *part.shape[1:]).sum((0, 2)) for n, part in zip(kinds, sums, strict=True)]
+    sum_A, sum_D, sum_bias = (part if n else None for n, part in zip(kinds, found, strict=True))
+    assert sum_A is not None
+    return sum_A, sum_D, sum_bias
 
 
 def add_parts(parts: Tensor, out: Tensor) -> Tensor:
@@ -119,13 +262,16 @@ def add_parts(parts: Tensor, out: Tensor) -> Tensor:
     if parts.shape[0] == 1 and parts.dtype == out.dtype:
         return parts[0]
     size = out.numel()
-    with on_device(out):
-        sum_kernel[(cdiv(size, SUM_BLOCK),)](
-            parts, out, size, KINDS=parts.shape[0], BLOCK=SUM_BLOCK, num_warps=8, enable_fp_fusion=True
-        )
+    constants = {"KINDS": parts.shape[0], "BLOCK": SUM_BLOCK, "num_warps": 8, "enable_fp_fusion": True}
+    _launch(sum_kernel, cdiv(size, SUM_BLOCK), {"parts": parts, "out": out, "size": size}, constants)
     return out
 
 
-def on_device(x: Tensor) -> AbstractContextManager[None] | torch.cuda.device:
-    """Triton launches on the current device, not on the tensor's."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+def _launch(
+    kernel: object, programs: int, arguments: dict[str, Tensor | int | None], constants: dict[str, object]
+) -> None:
+    """Run a kernel on the device of its arguments; Triton itself launches on the current one."""
+    x = next(value for value in arguments.values() if isinstance(value, Tensor))
+    large = tuple([isinstance(value, int) and value >= 1 << 31 for value in arguments.values()])
+    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+        launch(kernel, programs, (large, *constants.values()), arguments, lambda: constants)

@@ -76,17 +76,17 @@ class Single:
         """Whether single precision is wanted to its last bits."""
         return self.x.dtype == torch.float32
 
-    def programs(self, spans: int) -> tuple[int]:
-        """Return the grid with that many spans per row."""
-        return (self.rows * spans * self.groups * self.blocks,)
+    def programs(self, spans: int) -> int:
+        """Return how many there are with that many spans per row."""
+        return self.rows * spans * self.groups * self.blocks
 
     def buffer(self, rows: int) -> Tensor:
         """Room for states (rows, D)."""
         return torch.empty(rows, self.x.shape[2], dtype=torch.float32, device=self.x.device)
 
-    def common(self, z: Tensor | None) -> dict[str, object]:
-        """Return the arguments that every kernel over time takes under the same name."""
-        dt, codes = self.dt, self.codes
+    def arguments(self, z: Tensor | None) -> dict[str, Tensor | int | None]:
+        """Return what every kernel over time takes under the same name and nothing is compiled for."""
+        dt = self.dt
         return {
             "dt": dt,
             "A": self.A,
@@ -95,31 +95,32 @@ class Single:
             "length": self.x.shape[1],
             "span": self.span,
             "spans": self.spans,
-            "height": self.height,
+            "height": max(self.height, 1),
             "line": self.line,
             "magic": magic(self.height),
             "A_rows": self.A.shape[0],
             "dt_b": dt.stride(0),
             "dt_k": dt.stride(2) if self.plane else 0,
             "z_b": 0 if z is None else z.stride(0),
-            "DT_T": dt.stride(1),
+        }
+
+    def constants(self, z: Tensor | None) -> dict[str, object]:
+        """Return what a kernel over time is compiled for."""
+        return {
+            "DT_T": self.dt.stride(1),
             "Z_T": 0 if z is None else z.stride(1),
             "CHANNELS": self.x.shape[2],
             "GROUPS": self.groups,
             "SOFTPLUS": self.dt_softplus,
             "PRECISE": self.precise,
             "SCALE": self.scale,
-            "CODES": sum(code << (2 * k) for k, code in enumerate(codes)),
-            "KINDS": sum(1 << code for code in set(codes)),
-            "DIRS": len(codes),
+            "CODES": sum(code << (2 * k) for k, code in enumerate(self.codes)),
+            "KINDS": sum(1 << code for code in set(self.codes)),
+            "DIRS": len(self.codes),
             "BLOCK_D": self.lanes,
             "T": self.tile,
             **OPTIONS,
         }
-
-    def weights(self, name: str, t: Tensor) -> dict[str, object]:
-        """Return B or C (or W in its place) with its strides."""
-        return {name: t, f"{name}_b": t.stride(0), f"{name}_T": t.stride(1), f"{name}_g": t.stride(2)}
 
 
 def prepare(

@@ -98,9 +98,10 @@ def _backward(
     grad_y = torch.zeros_like(x) if grad_y is None else grad_y
     with torch.autocast(device_type=x.device.type, enabled=False):
         if use_triton(impl, x):
-            from . import kernels
+            from . import kernels, kernels_single
 
-            return kernels.backward(*args, chunk_states, grad_y, grad_final, chunk=CHUNK)
+            chosen = kernels_single if suits(A, cu_seqlens) else kernels
+            return chosen.backward(*args, chunk_states, grad_y, grad_final, chunk=CHUNK)
         return torch_impl.backward(*args, chunk_states, grad_y, grad_final, chunk=CHUNK)
 
 

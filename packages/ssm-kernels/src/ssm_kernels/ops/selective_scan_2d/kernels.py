@@ -23,6 +23,12 @@ def _pixels(t: Tensor) -> Tensor:
     return t.reshape(t.shape[0], -1, *t.shape[3:])
 
 
+def _parts(x: Tensor, directions: int) -> Tensor:
+    """Make room for the results of all directions."""
+    kind = x.dtype if directions == 1 else partial_dtype(x.dtype)
+    return torch.empty((directions, *x.shape), dtype=kind, device=x.device)
+
+
 def _prepare(
     inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None],
     softplus: bool,
@@ -86,8 +92,7 @@ def forward(
         span: Chunks per program, 0 for whole rows; None decides by size.
     """
     inputs = (x, dt, A, B, C, D, dt_bias)
-    kind = x.dtype if len(codes) == 1 else partial_dtype(x.dtype)
-    parts = torch.empty((len(codes), *x.shape), dtype=kind, device=x.device)
+    parts = _parts(x, len(codes))
     if suits(A, None, max(x.shape[1:3])):
         scan = _prepare_single(inputs, dt_softplus, codes, chunk, span)
         _, saved = single.launch_forward(scan, save_states=save_states, out=parts)
@@ -117,10 +122,19 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """Return the gradients of x, dt, A, B, C, D, dt_bias in their dtypes; empty for a D or dt_bias of None."""
     inputs = (x, dt, A, B, C, D, dt_bias)
-    scan = _prepare(inputs, dt_softplus, codes, chunk, span)
-    if chunk_states.shape[0] == 0:  # the forward was told that nobody would ask
-        parts = torch.empty((len(codes), *x.shape), dtype=partial_dtype(x.dtype), device=x.device)
-        chunk_states = launch_forward(scan, save_states=True, out=parts)[1]
-    grads = launch_backward(scan, chunk_states, _pixels(grad_y), None, grad_z=x.new_empty(0))
+    grad_y, none = _pixels(grad_y), x.new_empty(0)
+    unsaved = chunk_states.shape[0] == 0  # the forward was told that nobody would ask
+    if suits(A, None, max(x.shape[1:3])):
+        one = _prepare_single(inputs, dt_softplus, codes, chunk, span)
+        if unsaved:
+            parts = _parts(x, len(codes))
+            chunk_states = single.launch_forward(one, save_states=True, out=parts)[1]
+        grads = single.launch_backward(one, chunk_states, grad_y, None, grad_z=none)
+    else:
+        scan = _prepare(inputs, dt_softplus, codes, chunk, span)
+        if unsaved:
+            parts = _parts(x, len(codes))
+            chunk_states = launch_forward(scan, save_states=True, out=parts)[1]
+        grads = launch_backward(scan, chunk_states, grad_y, None, grad_z=none)
     grad_x, grad_dt, grad_A, grad_B, grad_C, grad_D, _, grad_bias, _ = grads
     return like((grad_x, grad_dt, grad_A, grad_B, grad_C, grad_D, grad_bias), inputs)

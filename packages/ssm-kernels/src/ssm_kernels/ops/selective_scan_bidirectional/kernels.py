@@ -8,8 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..selective_scan import kernels_single as single
 from ..selective_scan.kernels import launch_backward, launch_forward, like
 from ..selective_scan.kernels_plan import Scan, prepare
+from ..selective_scan.kernels_single_plan import Single, suits
+from ..selective_scan.kernels_single_plan import prepare as prepare_single
 
 Direction = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None]
 
@@ -26,14 +29,33 @@ def forward(
     span: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y and the saved states of both directions."""
-    x = ahead[0]
-    first = _prepare(ahead, None, dt_softplus, False, chunk, span, 1.0)
-    second = _prepare(behind, z, dt_softplus, True, chunk, span, 0.5 if average else 1.0)
+    x, scale = ahead[0], 0.5 if average else 1.0
     half = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    _, states = launch_forward(first, save_states=save_states, out=half)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _, states_b = launch_forward(second, save_states=save_states, out=y, added=half)
-    return y, *(s.view(s.shape[0], *d[2].shape[-2:]) for s, d in ((states, ahead), (states_b, behind)))
+    states = _forward(ahead, None, dt_softplus, False, chunk, span, 1.0, save_states, half, None)
+    states_b = _forward(behind, z, dt_softplus, True, chunk, span, scale, save_states, y, half)
+    shape, shape_b = ((s.shape[0], *d[2].shape[-2:]) for s, d in ((states, ahead), (states_b, behind)))
+    return y, states.view(shape), states_b.view(shape_b)
+
+
+def _forward(
+    direction: Direction,
+    z: Tensor | None,
+    dt_softplus: bool,
+    reverse: bool,
+    chunk: int,
+    span: int | None,
+    scale: float,
+    save_states: bool,
+    out: Tensor,
+    added: Tensor | None,
+) -> Tensor:
+    """Run one direction into `out`; return its saved states."""
+    options = (dt_softplus, reverse, chunk, span, scale)
+    if suits(direction[2]):
+        scan = _prepare_single(direction, z, *options)
+        return single.launch_forward(scan, save_states=save_states, out=out, added=added)[1]
+    return launch_forward(_prepare(direction, z, *options), save_states=save_states, out=out, added=added)[1]
 
 
 def backward(
@@ -55,12 +77,47 @@ def backward(
     if z is not None:
         half = torch.empty(z.shape, dtype=torch.float32, device=z.device)
         grad_z = torch.empty(z.shape, dtype=z.dtype, device=z.device)
-    first = _prepare(ahead, z, dt_softplus, False, chunk, span, scale)
-    second = _prepare(behind, z, dt_softplus, True, chunk, span, scale)
-    grads = launch_backward(first, states, grad_y, None, grad_z=half)
+    options = (chunk, span, scale)
+    grads = _backward(ahead, z, dt_softplus, False, *options, states, grad_y, half, None)
     added = None if z is None else half
-    grads_b = launch_backward(second, states_b, grad_y, None, grad_z=grad_z, added=added)
+    grads_b = _backward(behind, z, dt_softplus, True, *options, states_b, grad_y, grad_z, added)
     return (*_in_order(grads, ahead), *_in_order(grads_b, behind), grad_z)
+
+
+def _backward(
+    direction: Direction,
+    z: Tensor | None,
+    dt_softplus: bool,
+    reverse: bool,
+    chunk: int,
+    span: int | None,
+    scale: float,
+    states: Tensor,
+    grad_y: Tensor,
+    grad_z: Tensor,
+    added: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """Differentiate one direction; its gradient of z goes to `grad_z`."""
+    options = (dt_softplus, reverse, chunk, span, scale)
+    if suits(direction[2]):
+        scan = _prepare_single(direction, z, *options)
+        return single.launch_backward(scan, states, grad_y, None, grad_z=grad_z, added=added)
+    return launch_backward(_prepare(direction, z, *options), states, grad_y, None, grad_z=grad_z, added=added)
+
+
+def _prepare_single(
+    direction: Direction,
+    z: Tensor | None,
+    dt_softplus: bool,
+    reverse: bool,
+    chunk: int,
+    span: int | None,
+    scale: float,
+) -> Single:
+    """As `_prepare`, for one state per channel."""
+    x, dt, A, B, C, D, dt_bias = direction
+    rest = (D, z, dt_bias, None, dt_softplus, reverse)
+    return prepare_single(x, dt, A, B, C, *rest, chunk=chunk, span=span, scale=scale)
 
 
 def _prepare(
