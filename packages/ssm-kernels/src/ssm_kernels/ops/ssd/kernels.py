@@ -15,10 +15,12 @@ some at a time. See docs/ssd.md.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..launch import launch
 from ..selective_scan.kernels_plan import cdiv
 from .kernels_device import forward_kernel, output_kernel
 from .kernels_device_backward import backward_kernel, sum_kernel
@@ -50,24 +52,31 @@ def forward(
     tensors = (x, dt, A, B, C, D, z, dt_bias, initial_state, cu_seqlens)
     scan = prepare(*tensors, dt_softplus, reverse, chunk=chunk, span=span)
     heads, width, _ = scan.tail
-    blocks = cdiv(width, scan.layout.forward["BLOCK_P"])
+    options = scan.layout.forward
+    programs = heads * cdiv(width, options["BLOCK_P"])
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     final = scan.buffer(scan.rows, heads)
-    inputs = (scan.x, scan.dt, scan.A, scan.B, scan.C, scan.D, scan.z, scan.dt_bias)
+
+    def constants() -> dict[str, Any]:
+        return {"D_STEP": scan.skip_step, **scan.strides, **scan.flags, **options}
+
     with _on_device(x):
         if not scan.layout.fused:
             saved = scan.buffer(1, scan.total_slots, heads, dtype=scan.layout.kept)
             _walk(scan, saved, None, None, final, None, (0, heads))
-            output_kernel[(scan.total_slots * heads * blocks,)](
-                *inputs, saved, y, *scan.slots_at, *scan.strides,
-                D_STEP=scan.skip_step, **scan.flags, **scan.layout.forward,
-            )  # fmt: skip
+            tensors = {**scan.inputs, "saved": saved, "y": y, **scan.slots_at}
+            launch(output_kernel, scan.total_slots * programs, scan.key, tensors, constants)
             return y, final
         entering = _enter(scan, 1, None, None, final, None, (0, heads)) if scan.span else None
-        forward_kernel[(scan.units * heads * blocks,)](
-            *inputs, scan.initial, y, entering, final, *scan.units_at, *scan.strides,
-            PARALLEL=scan.span > 0, D_STEP=scan.skip_step, **scan.flags, **scan.layout.forward,
-        )  # fmt: skip
+        tensors = {**scan.inputs, "initial": scan.initial, "y": y, "entering": entering, "final": final}
+        parallel = {"PARALLEL": scan.span > 0}
+        launch(
+            forward_kernel,
+            scan.units * programs,
+            (scan.key, scan.span > 0),
+            {**tensors, **scan.units_at},
+            lambda: {**constants(), **parallel},
+        )
     return y, final
 
 
@@ -96,12 +105,22 @@ def _enter(
     ends = scan.buffer(sides, scan.units, count)
     totals = torch.empty((sides, scan.units, count), dtype=torch.float32, device=ends.device)
     _launch_walk(scan, sides, grad_y, None, None, None, (ends, totals), None, None, heads)
-    carry_kernel[(sides * scan.rows * count * cdiv(size, FLAT_BLOCK),)](
-        ends, totals, scan.initial, grad_final, final, grad_initial,
-        scan.span_base, scan.rows, scan.spans, scan.units, first,
-        SIDES=sides, HEADS=count, H=scan.tail[0], SIZE=size, PRECISE=scan.layout.walk["PRECISE"], BLOCK=FLAT_BLOCK,
-        **FUSION,
-    )  # fmt: skip
+    tensors = {
+        "ends": ends,
+        "totals": totals,
+        "initial": scan.initial,
+        "grad_final": grad_final,
+        "final": final,
+        "grad_initial": grad_initial,
+        "span_base": scan.span_base,
+        "rows": scan.rows,
+        "spans": scan.spans,
+        "units": scan.units,
+        "first_head": first,
+    }
+    sizes = {"SIDES": sides, "HEADS": count, "H": scan.tail[0], "SIZE": size, "PRECISE": scan.layout.walk["PRECISE"]}
+    programs = sides * scan.rows * count * cdiv(size, FLAT_BLOCK)
+    launch(carry_kernel, programs, tuple(sizes.values()), tensors, lambda: {**sizes, "BLOCK": FLAT_BLOCK, **FUSION})
     return ends
 
 
@@ -137,17 +156,31 @@ def _launch_walk(
     heads: tuple[int, int],
 ) -> None:
     first, count = heads
-    state = scan.tail[2]
     options = scan.layout.walk
-    programs = scan.units * sides * count * scan.layout.blocks * cdiv(state, options["BLOCK_N"])
-    z = scan.z if sides == 2 else None
-    walk_kernel[(programs,)](
-        scan.x, scan.dt, scan.A, scan.B, scan.C if sides == 2 else None, z, scan.dt_bias, grad_y,
-        scan.initial, grad_final, entering, saved, *((None, None) if ends is None else ends), final, grad_initial,
-        *scan.units_at, scan.units, scan.total_slots, first,
-        *scan.strides, 0 if grad_y is None else grad_y.stride(1),
-        SIDES=sides, LOCAL=ends is not None, HEADS=count, PARALLEL=scan.span > 0, **scan.flags, **options,
-    )  # fmt: skip
+    programs = scan.units * sides * count * scan.layout.blocks * cdiv(scan.tail[2], options["BLOCK_N"])
+    tensors = {
+        **scan.inputs,
+        "C": scan.C if sides == 2 else None,
+        "z": scan.z if sides == 2 else None,
+        "grad_y": grad_y,
+        "initial": scan.initial,
+        "grad_final": grad_final,
+        "entering": entering,
+        "saved": saved,
+        "ends": None if ends is None else ends[0],
+        "totals": None if ends is None else ends[1],
+        "final": final,
+        "grad_initial": grad_initial,
+        **scan.units_at,
+        "units": scan.units,
+        "total_slots": scan.total_slots,
+        "first_head": first,
+    }
+    del tensors["D"]
+    grad_t = 0 if grad_y is None else grad_y.stride(1)
+    mode = {"SIDES": sides, "LOCAL": ends is not None, "HEADS": count, "PARALLEL": scan.span > 0, "grad_t": grad_t}
+    key = (scan.key, *mode.values())
+    launch(walk_kernel, programs, key, tensors, lambda: {**scan.strides, **mode, **scan.flags, **options})
 
 
 def backward(
@@ -216,28 +249,68 @@ def _launch_backward(scan: Scan, grad_y: Tensor, grad_final: Tensor | None, at_o
     part_sums = torch.empty(
         (scan.total_slots, at_once * blocks, scan.layout.block_p + 2), dtype=torch.float32, device=x.device
     )
+    parts = {"part_B": part_B, "part_C": part_C, "part_sums": part_sums}
+    tensors = {
+        **scan.inputs,
+        **parts,
+        "grad_y": grad_y,
+        "saved": saved,
+        "grad_x": grad_x,
+        "grad_dt": part_dt,
+        "grad_z": grad_z,
+        "total_slots": scan.total_slots,
+        **scan.slots_at,
+    }
+    mode = {"HEADS": at_once, "D_STEP": scan.skip_step, "grad_t": grad_y.stride(1)}
+    sums = {**parts, "grad_A": grad_A, "grad_B": grad_B, "grad_C": grad_C, "grad_D": grad_D, "grad_bias": grad_bias}
     for first in range(0, heads, at_once):
         _walk(scan, saved, grad_y, grad_final, None, grad_initial, (first, at_once))
-        backward_kernel[(scan.total_slots * at_once * blocks,)](
-            x, scan.dt, scan.A, scan.B, scan.C, scan.D, scan.z, scan.dt_bias, grad_y,
-            saved, grad_x, part_dt, grad_z, part_B, part_C, part_sums,
-            *scan.slots_at, scan.total_slots, first, *scan.strides, grad_y.stride(1),
-            HEADS=at_once, D_STEP=scan.skip_step, **scan.flags, **scan.layout.backward,
-        )  # fmt: skip
-        groups = max(1, at_once // share)
-        options = scan.layout.backward
-        block_rows = max(1, SUM_TILE // options["BLOCK_N"])
-        extra = 0 if direct else 2 * cdiv(lines * groups, block_rows) * cdiv(state, options["BLOCK_N"])
-        sum_kernel[(at_once + extra,)](
-            part_B, part_C, grad_B, grad_C, part_sums, grad_A, grad_D, grad_bias,
-            lines * groups, scan.total_slots, first, first // share,
-            HEADS=at_once, GROUPS=groups, G=scan.B.shape[2], P=scan.tail[1], N=state,
-            SHARE=min(at_once, share) * blocks, MORE=first % share != 0, BLOCK_P=scan.layout.block_p,
-            BLOCK_N=options["BLOCK_N"], BLOCK_ROWS=block_rows, BLOCK_SLOTS=max(1, SUM_TILE // scan.layout.block_p),
-            D_STEP=scan.skip_step, **FUSION,
-        )  # fmt: skip
+        launch(
+            backward_kernel,
+            scan.total_slots * at_once * blocks,
+            (scan.key, *mode.values()),
+            {**tensors, "first_head": first},
+            lambda: {**scan.strides, **mode, **scan.flags, **scan.layout.backward},
+        )
+        _launch_sums(scan, sums, (first, at_once), lines, direct=direct)
     grad_dt = part_dt.view(scan.dt.shape) if blocks == 1 else part_dt.sum(-1)
     return grad_x, grad_dt, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias, grad_initial
+
+
+def _launch_sums(
+    scan: Scan, tensors: dict[str, Tensor | None], heads: tuple[int, int], lines: int, *, direct: bool
+) -> None:
+    """Add the partial sums of some heads; `direct` where those of B and C are the gradients themselves."""
+    first, count = heads
+    share = scan.tail[0] // scan.B.shape[2]
+    groups, block_n = max(1, count // share), scan.layout.backward["BLOCK_N"]
+    block_rows = max(1, SUM_TILE // block_n)
+    extra = 0 if direct else 2 * cdiv(lines * groups, block_rows) * cdiv(scan.tail[2], block_n)
+    numbers = {
+        "rows": lines * groups,
+        "total_slots": scan.total_slots,
+        "first_head": first,
+        "first_group": first // share,
+    }
+    mode = {
+        "HEADS": count,
+        "GROUPS": groups,
+        "SHARE": min(count, share) * scan.layout.blocks,
+        "MORE": first % share != 0,
+        "D_STEP": scan.skip_step,
+    }
+    sizes = {
+        "G": scan.B.shape[2],
+        "P": scan.tail[1],
+        "N": scan.tail[2],
+        "BLOCK_P": scan.layout.block_p,
+        "BLOCK_N": block_n,
+        "BLOCK_ROWS": block_rows,
+        "BLOCK_SLOTS": max(1, SUM_TILE // scan.layout.block_p),
+        **FUSION,
+    }
+    key = (scan.layout.key, *mode.values())
+    launch(sum_kernel, count + extra, key, {**tensors, **numbers}, lambda: {**mode, **sizes})
 
 
 def _on_device(x: Tensor) -> AbstractContextManager[None] | torch.cuda.device:

@@ -28,6 +28,7 @@ class Layout:
     """What is compiled for: sizes of tiles, warps, and how products are made. Cached, since a call asks every time.
 
     Attributes:
+        key: What it follows from.
         chunk: Steps that one set of products covers.
         block_p: Channels of a head that a program holds, but for the forward.
         blocks: Programs per head for that.
@@ -38,6 +39,7 @@ class Layout:
         backward: Options of the kernel that makes gradients.
     """
 
+    key: tuple[Any, ...]
     chunk: int
     block_p: int
     blocks: int
@@ -55,6 +57,7 @@ def layout(heads: int, groups: int, width: int, state: int, chunk: int, dtypes: 
     bfloat16 inputs meet in bfloat16 products, float16 ones in tf32 (whose mantissa is theirs, with the range of
     float32), float32 ones in three tf32 products, which is as good as float32.
     """
+    key = (heads, groups, width, state, chunk, dtypes)
     half, precise = set(dtypes) == {torch.bfloat16}, torch.float32 in dtypes
     chunk = chunk or (64 if half else 32)
     block_n = max(16, power_of_two(state))
@@ -77,6 +80,7 @@ def layout(heads: int, groups: int, width: int, state: int, chunk: int, dtypes: 
     }
     forward_p = min(block_p, max(16, STATE_TILE // block_n)) if fused else block_p
     return Layout(
+        key=key,
         chunk=chunk,
         block_p=block_p,
         blocks=cdiv(width, block_p),
@@ -142,39 +146,64 @@ class Scan:
         """Room for states (*lead, P, N)."""
         return torch.empty((*lead, *self.tail[1:]), dtype=dtype, device=self.x.device)
 
-    @property
-    def units_at(self) -> tuple[Any, ...]:
-        """Return what says where rows and units are, in the order in which the kernels take it."""
-        return (
-            self.cu_seqlens,
-            self.slot_base,
-            self.span_base,
-            self.span_row,
-            self.x.shape[1],
-            self.slots,
-            self.span,
-            self.spans,
-        )
+    @cached_property
+    def inputs(self) -> dict[str, Tensor | None]:
+        """Return the tensors that kernels take under these names."""
+        return {
+            "x": self.x,
+            "dt": self.dt,
+            "A": self.A,
+            "B": self.B,
+            "C": self.C,
+            "D": self.D,
+            "z": self.z,
+            "dt_bias": self.dt_bias,
+        }
 
     @cached_property
-    def slots_at(self) -> tuple[Any, ...]:
-        """Return what says where chunks are, in the order in which the kernels take it."""
+    def units_at(self) -> dict[str, Tensor | int | None]:
+        """Return what says where rows and units are."""
+        return {
+            "cu_seqlens": self.cu_seqlens,
+            "slot_base": self.slot_base,
+            "span_base": self.span_base,
+            "span_row": self.span_row,
+            "length": self.x.shape[1],
+            "slots": self.slots,
+            "span": self.span,
+            "spans": self.spans,
+        }
+
+    @cached_property
+    def slots_at(self) -> dict[str, Tensor | int | None]:
+        """Return what says where chunks are."""
         slot_row = None
         if self.slot_base is not None:
             every = torch.arange(self.total_slots, device=self.x.device)
             slot_row = torch.searchsorted(self.slot_base[1:], every, right=True).clamp_(max=self.rows - 1)
-        return self.cu_seqlens, self.slot_base, slot_row, self.x.shape[1], self.slots
+        own = {"cu_seqlens": self.cu_seqlens, "slot_base": self.slot_base, "slot_row": slot_row}
+        return {**own, "length": self.x.shape[1], "slots": self.slots}
 
     @cached_property
-    def strides(self) -> tuple[int, ...]:
-        """From step to step, of x, dt, B, C and z."""
-        z = 0 if self.z is None else self.z.stride(1)
-        return self.x.stride(1), self.dt.stride(1), self.B.stride(1), self.C.stride(1), z
+    def strides(self) -> dict[str, int]:
+        """From step to step."""
+        return {
+            "x_t": self.x.stride(1),
+            "dt_t": self.dt.stride(1),
+            "B_t": self.B.stride(1),
+            "C_t": self.C.stride(1),
+            "z_t": 0 if self.z is None else self.z.stride(1),
+        }
 
     @cached_property
     def flags(self) -> dict[str, Any]:
         """Return the constants that follow from the call and not from its sizes."""
         return {"SOFTPLUS": self.dt_softplus, "REVERSE": self.reverse, "WIDE": self._wide()}
+
+    @cached_property
+    def key(self) -> tuple[Any, ...]:
+        """Return all that the constants of a launch depend on."""
+        return (self.layout.key, self.skip_step, *self.flags.values(), *self.strides.values())
 
     def heads_at_once(self) -> int:
         """Return how many heads the backward takes at a time, so that states and partial sums stay small.
@@ -193,7 +222,7 @@ class Scan:
         """Whether offsets inside a row need 64 bits."""
         heads, _, state = self.tail
         inner = (self.x.shape[2] * self.x.shape[3], heads * self.layout.blocks * state)
-        return self.x.shape[1] * max(*self.strides, *inner) >= 2**31
+        return self.x.shape[1] * max(*self.strides.values(), *inner) >= 2**31
 
     @property
     def skip_step(self) -> int:
