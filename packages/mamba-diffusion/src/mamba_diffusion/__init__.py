@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from .model import SparseField
     from .points import Points, read_points
     from .predict import Prediction, sample_fields
-    from .reconstruct import Reconstruction, reconstruct
+    from .reconstruction import Reconstruction, reconstruct
     from .samplers import SamplerConfig
-    from .speckle import Speckle, speckle
+    from .speckles import Speckle, speckle
     from .weights import load_model
 
     __version__: str
@@ -30,17 +30,17 @@ _HOME = {
     "ModelConfig": "config",
     "Points": "points",
     "Prediction": "predict",
-    "Reconstruction": "reconstruct",
+    "Reconstruction": "reconstruction",
     "SamplerConfig": "samplers",
     "SparseField": "model",
-    "Speckle": "speckle",
+    "Speckle": "speckles",
     "load_model": "weights",
     "model_info": "info",
     "preset": "config",
     "read_points": "points",
-    "reconstruct": "reconstruct",
+    "reconstruct": "reconstruction",
     "sample_fields": "predict",
-    "speckle": "speckle",
+    "speckle": "speckles",
 }
 
 __all__ = [

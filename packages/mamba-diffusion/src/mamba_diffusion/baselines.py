@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 from scipy import interpolate
+from scipy.spatial import KDTree
 
 Interpolation = Callable[[NDArray, NDArray, NDArray], tuple[NDArray, NDArray | None]]
 
@@ -22,7 +23,7 @@ KERNELS = {1: "cubic", 2: "thin_plate_spline", 3: "linear"}
 
 def nearest(coords: NDArray, values: NDArray, queries: NDArray) -> tuple[NDArray, None]:
     """Take the nearest sensor: coords (N, d), values (N, C), queries (M, d) give (M, C)."""
-    return interpolate.NearestNDInterpolator(coords, values)(queries), None
+    return values[KDTree(coords).query(queries)[1]], None
 
 
 def linear(coords: NDArray, values: NDArray, queries: NDArray) -> tuple[NDArray, None]:

@@ -54,7 +54,7 @@ def reconstruct_command(points: str | None, options: ReconstructOptions) -> int:
     from .device import check_free
     from .grids import default_grid, grid_places, parse_grid, parse_numbers, read_places
     from .points import read_points
-    from .reconstruct import files_of, reconstruct, write_reconstruction
+    from .reconstruction import files_of, reconstruct, write_reconstruction
 
     if points is None:
         return _reconstruct_example(options)
@@ -95,7 +95,7 @@ def _reconstruct_example(options: ReconstructOptions) -> int:
     from .evaluate import measure_samples
     from .example import example
     from .metrics import expected_coverage
-    from .reconstruct import files_of, reconstruct, write_reconstruction
+    from .reconstruction import files_of, reconstruct, write_reconstruction
 
     if options.grid is not None or options.at is not None or options.extent is not None:
         raise ValueError("--grid, --at, --extent: belong to points of your own; give a .csv or .npz file first")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from .predict import Prediction
 
 FIGURES = ("psnr", "ssim", "relative_l2", "xsi", "psnr_mean", "ssim_mean", "relative_l2_mean", "xsi_mean", "crps")
 REDUCED = frozenset({"relative_l2", "xsi", "relative_l2_mean", "xsi_mean", "crps"})  # less is better
+CHARTED = ("psnr", "ssim", "xsi", "psnr_mean", "crps")
 MOST_ROWS = 4  # parts in the picture
 RESULTS = ("comparison_results.txt", "comparison_results.json", "v1_vs_v2_comparison.png", "improvement_chart.png")
 
@@ -101,5 +103,5 @@ def chart(result: dict[str, Any], names: dict[str, str], path: Path) -> None:
     """Draw means of both models with their bootstrap intervals, one panel a figure."""
     from .figures import bars
 
-    shown = [n for n in ("psnr", "ssim", "xsi", "psnr_mean", "crps") if n in result["difference"]]
+    shown = [n for n in CHARTED if n in result["difference"] and isfinite(result["difference"][n][0])]
     bars({n: {names[k]: result[k]["mean"][n] for k in ("a", "b")} for n in shown}, path)

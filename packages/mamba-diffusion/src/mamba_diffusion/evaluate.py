@@ -17,7 +17,7 @@ from .fieldset import Part
 from .metrics import bootstrap, coverage, crps, expected_coverage, gaussian_crps, psnr, relative_l2, ssim
 from .model import SparseField
 from .predict import Prediction, sample_fields
-from .speckle import sharpness, speckle
+from .speckles import sharpness, speckle
 
 LEVEL = 0.9  # of the interval whose coverage is reported
 NORMAL = 1.6449  # half of that interval, in standard deviations of a Gaussian

@@ -83,6 +83,28 @@ class Covariance(NamedTuple):
     wraps: tuple[bool, ...]
 
 
+def solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """Solve many small systems with positive definite matrices by elimination without pivots.
+
+    Libraries for GPUs solve batches of such systems one by one, or start a kernel for each.
+
+    Args:
+        matrix: (..., K, K).
+        right: (..., K, R).
+
+    Returns:
+        (..., K, R).
+    """
+    table = torch.cat([matrix, right], -1)
+    size = matrix.shape[-1]
+    for step in range(size):
+        row = table[..., step, :] / table[..., step, step, None]
+        factor = table[..., step].clone()
+        factor[..., step] -= 1  # so that the row itself becomes the scaled one
+        table = table - factor[..., None] * row[..., None, :]
+    return table[..., size:]
+
+
 def krige(queries: Tensor, points: Tensor, values: Tensor, index: Tensor, cov: Covariance) -> tuple[Tensor, Tensor]:
     """Ordinary kriging of every query from its own neighbours.
 
@@ -108,9 +130,7 @@ def krige(queries: Tensor, points: Tensor, values: Tensor, index: Tensor, cov: C
         matrix = matrix + cov.nugget * torch.eye(k, dtype=matrix.dtype, device=matrix.device)
         away = offsets(query[:, :, None], place, cov.wraps).norm(dim=-1)
         target = correlation(away, cov.smoothness, cov.length)
-        factor = torch.linalg.cholesky_ex(matrix).L
-        both = torch.stack([target, torch.ones_like(target)], -1)
-        solved, ones = torch.cholesky_solve(both, factor).unbind(-1)
+        solved, ones = solve(matrix, torch.stack([target, torch.ones_like(target)], -1)).unbind(-1)
         missing = (1 - solved.sum(-1)) / ones.sum(-1)  # of the weights' sum, which must be 1
         weights = solved + missing[..., None] * ones
         variance = 1 - (target * solved).sum(-1) + missing * (1 - solved.sum(-1))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mamba_diffusion.speckle import RESIDUAL_STD, flat_mask, roughness, scattered_speckle, sharpness, speckle
+from mamba_diffusion.speckles import RESIDUAL_STD, flat_mask, roughness, scattered_speckle, sharpness, speckle
 from scipy.ndimage import gaussian_filter
 
 SHAPES = {1: (4096, 1), 2: (96, 96, 3), 3: (24, 24, 24, 1)}
