@@ -13,7 +13,7 @@ moved inwards, that box reaches to the border. Scores are in units of log 2.
 import triton
 import triton.language as tl
 
-from ..window_attention.kernels_device import MASKED, NOBODY, load_rows, store_rows
+from ..window_attention.kernels_device import MASKED, NOBODY, inner, load_rows, store_rows
 from ..window_attention.kernels_device_backward import probabilities
 
 SIZES = ["height", "width", "heads", "pixel", "head_step"]
@@ -195,7 +195,7 @@ def forward_kernel(
         key_place = key_y * width + key_x
         keys = load_rows(k + start, key_place, pixel, key_there, D, BLOCK_D, True, KIND)
         values = load_rows(v + start, key_place, pixel, key_there, D, BLOCK_D, True, KIND)
-        score = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * factor
+        score = inner(queries, keys, PRECISION, WIDE) * factor
         score = tl.where(sees(y, x, key_y, key_x, height, width, WINDOW, BAND, False), score, MASKED)
         higher = tl.maximum(highest, tl.max(score, 1))
         p = tl.exp2(score - higher[:, None])
@@ -280,10 +280,10 @@ def query_kernel(
         key_place = key_y * width + key_x
         keys = load_rows(k + start, key_place, pixel, key_there, D, BLOCK_D, True, KIND)
         values = load_rows(v + start, key_place, pixel, key_there, D, BLOCK_D, True, KIND)
-        score = tl.dot(queries, tl.trans(keys), input_precision=PRECISION) * factor
+        score = inner(queries, keys, PRECISION, WIDE) * factor
         score = tl.where(sees(y, x, key_y, key_x, height, width, WINDOW, BAND, False), score, MASKED)
         p = probabilities(score, log[:, None], share[:, None], WIDE)
-        grad_p = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
+        grad_p = inner(grads, values, PRECISION, WIDE)
         grad_score = p * (grad_p - less[:, None])
         result = tl.dot(grad_score.to(KIND), keys, result, input_precision=PRECISION)
     store_rows(grad_q + dense, place, heads * D, there, result * scale, D, BLOCK_D)
@@ -354,11 +354,11 @@ def key_kernel(
         grads = load_rows(grad + dense, query_place, heads * D, query_there, D, BLOCK_D, True, KIND)
         log, share = load_sums(lse, line, query_place, query_there, tokens, WIDE)
         less = tl.load(delta + line * tokens + query_place, mask=query_there, other=0.0)
-        score = tl.dot(keys, tl.trans(queries), input_precision=PRECISION) * factor
+        score = inner(keys, queries, PRECISION, WIDE) * factor
         score = tl.where(sees(query_y, query_x, y, x, height, width, WINDOW, BAND, True), score, MASKED)
         p = probabilities(score, log[None, :], share[None, :], WIDE)
         value_result = tl.dot(p.to(KIND), grads, value_result, input_precision=PRECISION)
-        grad_p = tl.dot(values, tl.trans(grads), input_precision=PRECISION)
+        grad_p = inner(values, grads, PRECISION, WIDE)
         grad_score = p * (grad_p - less[None, :])
         key_result = tl.dot(grad_score.to(KIND), queries, key_result, input_precision=PRECISION)
     store_rows(grad_k + dense, place, heads * D, there, key_result * scale, D, BLOCK_D)

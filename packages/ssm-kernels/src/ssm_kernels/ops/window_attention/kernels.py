@@ -60,11 +60,12 @@ def _settings(dim: int, queries: int, keys: int, most: tuple[int, ...], wide: bo
     """
     block_q, block_k, warps, stages, group = most
     if wide:
-        block_q, block_k, stages, group = 32, 32 if dim <= 64 else 16, 1, 1
+        block_q, block_k, stages, group = *((32, 32) if dim <= 64 else (16, 16)), 1, 1
     elif dim > 64:
         block_q, block_k, group = min(block_q, 64), min(block_k, 32), 1
     block_q, block_k = _cut(queries, block_q), _cut(keys, block_k)
-    warps = min(warps, max(1, block_q * block_k // 512))
+    if not (wide and dim > 64):
+        warps = min(warps, max(1, block_q * block_k // 512))
     return {"BLOCK_Q": block_q, "BLOCK_K": block_k, "GROUP": group, "num_warps": warps, "num_stages": stages}
 
 

@@ -162,10 +162,38 @@ def store_tokens(
 
 
 @triton.jit
+def halves(x):
+    """Cut the rows of (n, d) into two."""
+    return tl.split(tl.permute(tl.reshape(x, [x.shape[0], 2, x.shape[1] // 2]), (0, 2, 1)))
+
+
+@triton.jit
+def inner(a, b, PRECISION: tl.constexpr, WIDE: tl.constexpr):
+    """Multiply the rows of (n, d) and (m, d) with one another, (n, m).
+
+    Long rows of float32 are summed in two halves: what a sum loses grows with its length.
+    """
+    if WIDE and a.shape[1] > 64:
+        a_left, a_right = halves(a)
+        b_left, b_right = halves(b)
+        product = tl.dot(a_left, tl.trans(b_left), input_precision=PRECISION)
+        product += tl.dot(a_right, tl.trans(b_right), input_precision=PRECISION)
+    else:
+        product = tl.dot(a, tl.trans(b), input_precision=PRECISION)
+    return product
+
+
+@triton.jit
 def load_bias(bias, row_term, column_term):
-    """Load the bias of pairs of query and key, (rows, columns), of this head's table, or None."""
+    """Load the bias of pairs of query and key, (rows, columns), of this head's table, or None.
+
+    The hint makes lanes run along the columns, as the rows of shared memory do: the other way round, which the
+    compiler takes where the columns are not contiguous, they meet in its banks. Nothing is moved in larger units for
+    it, since no address is known to be aligned to more than one number.
+    """
     if bias is not None:
-        value = tl.load(bias + (row_term[:, None] + column_term[None, :]))
+        place = row_term[:, None] + column_term[None, :]
+        value = tl.load(bias + tl.max_contiguous(place, [1, column_term.shape[0]]))
     else:
         value = None
     return value
@@ -303,7 +331,7 @@ def forward_kernel(
                 D, KEY_WINDOW, WINDOW, SHIFT, BLOCK_K, BLOCK_D, KIND,
             )  # fmt: skip
             score = scores(
-                tl.dot(queries[n], tl.trans(keys), input_precision=PRECISION), factor, block_bias,
+                inner(queries[n], keys, PRECISION, WIDE), factor, block_bias,
                 region(i, window, height, width, WINDOW, SHIFT), region(j, window, height, width, WINDOW, SHIFT),
                 j < KEYS, LEFTOVER, SHIFT,
             )  # fmt: skip

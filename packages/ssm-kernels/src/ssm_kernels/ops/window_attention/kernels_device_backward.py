@@ -17,6 +17,7 @@ import triton.language as tl
 from .kernels_device import (
     NOBODY,
     SIZES,
+    inner,
     key_term,
     load_bias,
     load_tokens,
@@ -160,12 +161,12 @@ def query_kernel(
                 D, KEY_WINDOW, WINDOW, SHIFT, BLOCK_K, BLOCK_D, KIND,
             )  # fmt: skip
             score = scores(
-                tl.dot(queries[n], tl.trans(keys), input_precision=PRECISION), factor, block_bias,
+                inner(queries[n], keys, PRECISION, WIDE), factor, block_bias,
                 region(i, window, height, width, WINDOW, SHIFT), region(j, window, height, width, WINDOW, SHIFT),
                 j < KEYS, LEFTOVER, SHIFT,
             )  # fmt: skip
             p = probabilities(score, log[n][:, None], share[n][:, None], WIDE)
-            grad_p = tl.dot(grads[n], tl.trans(values), input_precision=PRECISION)
+            grad_p = inner(grads[n], values, PRECISION, WIDE)
             grad_score = p * (grad_p - less[n][:, None])
             next_result = next_result + (tl.dot(grad_score.to(KIND), keys, result[n], input_precision=PRECISION),)
         result = next_result
@@ -265,13 +266,13 @@ def key_kernel(
             log, share, less = load_sums(lse, delta, line, i, QUERIES, BLOCK_Q, WIDE)
             # a key that does not exist may have any score: its row is not stored
             score = scores(
-                tl.dot(keys[n], tl.trans(queries), input_precision=PRECISION), factor, block_bias,
+                inner(keys[n], queries, PRECISION, WIDE), factor, block_bias,
                 region(j, window, height, width, WINDOW, SHIFT), region(i, window, height, width, WINDOW, SHIFT),
                 i < QUERIES, False, SHIFT,
             )  # fmt: skip
             p = probabilities(score, log[None, :], share[None, :], WIDE)
             next_value = next_value + (tl.dot(p.to(KIND), grads, value_result[n], input_precision=PRECISION),)
-            grad_p = tl.dot(values[n], tl.trans(grads), input_precision=PRECISION)
+            grad_p = inner(values[n], grads, PRECISION, WIDE)
             grad_score = p * (grad_p - less[None, :])
             next_key = next_key + (tl.dot(grad_score.to(KIND), queries, key_result[n], input_precision=PRECISION),)
         key_result = next_key
@@ -361,12 +362,12 @@ def bias_kernel(
         line = tl.cast(window, tl.int64) * heads + head
         log, share, less = load_sums(lse, delta, line, i, QUERIES, BLOCK_Q, WIDE)
         score = scores(
-            tl.dot(queries, tl.trans(keys), input_precision=PRECISION), factor, own,
+            inner(queries, keys, PRECISION, WIDE), factor, own,
             region(i, window, height, width, WINDOW, SHIFT), region(j, window, height, width, WINDOW, SHIFT),
             j < KEYS, False, SHIFT,
         )  # fmt: skip
         p = probabilities(score, log[:, None], share[:, None], WIDE)
-        grad_p = tl.dot(grads, tl.trans(values), input_precision=PRECISION)
+        grad_p = inner(grads, values, PRECISION, WIDE)
         result += p * (grad_p - less[:, None])
     pairs = i[:, None] * KEYS + j[None, :]
     parts += (tl.cast(part, tl.int64) * heads + head) * (QUERIES * KEYS)
