@@ -13,8 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from ..linear_scan.kernels import CARRY_BLOCK, FUSION, UNPIPELINED
-from ..linear_scan.kernels_device import carry_kernel
+from ..linear_scan.kernels import FUSION, UNPIPELINED, carry_states, run_kernel
 from .kernels_device import states_kernel
 
 LANES = 32  # states per program: one per thread of a warp
@@ -60,11 +59,8 @@ def _run(
     span = min(-(-span // STEPS) * STEPS, length)
     spans = -(-length // span)
     units = batch * spans
-    common = {
-        "length": length,
-        "span": span,
-        "spans": spans,
-        "states": states,
+    sizes = {"length": length, "span": span, "spans": spans, "states": states}
+    constants = {
         "STEPS": STEPS,
         "BLOCK": LANES,
         "CONJUGATE": conjugate,
@@ -81,13 +77,12 @@ def _run(
     with _on_device(u):
         if spans > 1:
             entering = torch.empty(units, 2, states, dtype=torch.float32, device=u.device)
-            states_kernel[(units * blocks,)](u, a, None, None, None, entering, None, **common)
+            first = {"u": u, "a": a, "other": None, "entering": None, "h": None, "ends": entering, "part": None}
+            run_kernel(states_kernel, units * blocks, first | sizes, constants)
             rate = torch.stack([a[0], -a[1]]) if conjugate else a
-            carry_kernel[(batch * -(-states // CARRY_BLOCK),)](
-                entering, rate, initial, spans, span, length - (spans - 1) * span, span.bit_length(), states,
-                ADJOINT=False, BLOCK=CARRY_BLOCK, **FUSION,
-            )  # fmt: skip
-        states_kernel[(units * blocks,)](u, a, other, entering, h, None, part, **common)
+            carry_states(entering, rate, initial, batch, spans, span, length, states, adjoint=False)
+        tensors = {"u": u, "a": a, "other": other, "entering": entering, "h": h, "ends": None, "part": part}
+        run_kernel(states_kernel, units * blocks, tensors | sizes, constants)
     return h, part
 
 

@@ -9,11 +9,14 @@ A lane is one mode of one channel; arithmetic is float64, of which there is litt
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from ..launch import launch
 
 BLOCK = 128
 NEAR = tl.constexpr(1e-6)  # of |z|^2, below which a series is exact to 1e-14
@@ -85,8 +88,8 @@ def _discretize(re, im, step, BILINEAR: tl.constexpr):
 
 @triton.jit(do_not_specialize=["channels", "plane"])
 def forward_kernel(
-    rate, into, out, step, a, b, c, channels, plane, scale,
-    BILINEAR: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
+    rate, into, out, step, a, b, c, channels, plane,
+    SCALE: tl.constexpr, BILINEAR: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Make a, b and c of one block of (M, D)."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -102,13 +105,13 @@ def forward_kernel(
         c_re, c_im = _times(b_re, b_im, c_re, c_im)
     else:
         _store(b, at, plane, here, b_re, b_im)
-    _store(c, at, plane, here, c_re * scale, c_im * scale)
+    _store(c, at, plane, here, c_re * SCALE, c_im * SCALE)
 
 
 @triton.jit(do_not_specialize=["channels", "plane"])
 def backward_kernel(
-    grad_a, grad_b, grad_c, rate, into, out, step, grad_rate, grad_into, grad_out, grad_step, channels, plane, scale,
-    BILINEAR: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
+    grad_a, grad_b, grad_c, rate, into, out, step, grad_rate, grad_into, grad_out, grad_step, channels, plane,
+    SCALE: tl.constexpr, BILINEAR: tl.constexpr, UNIT: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Make the gradients of one block of (M, D), that of the step before the sum over the modes."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -120,8 +123,8 @@ def backward_kernel(
     _, _, f_re, f_im, slope_re, slope_im, turn_re, turn_im = _discretize(re, im, delta, BILINEAR)
     ga_re, ga_im = _load(grad_a, at, plane, here)
     gc_re, gc_im = _load(grad_c, at, plane, here)
-    gc_re *= scale
-    gc_im *= scale
+    gc_re *= SCALE
+    gc_im *= SCALE
     if UNIT:
         w_re, w_im = _times(f_re * delta, f_im * delta, b_re, b_im)
         gb_re, gb_im = _times_conjugate(gc_re, gc_im, c_re, c_im)
@@ -149,11 +152,10 @@ def forward(
     a, c = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(2))
     b = torch.empty((0,) if unit else shape, dtype=torch.float32, device=device)
     plane = rate[0].numel()
+    tensors = {"rate": rate.contiguous(), "into": into.contiguous(), "out": out.contiguous()}
+    tensors |= {"step": step.contiguous(), "a": a, "b": b, "c": c, "channels": shape[2], "plane": plane}
     with _on_device(rate):
-        forward_kernel[(triton.cdiv(plane, BLOCK),)](
-            rate.contiguous(), into.contiguous(), out.contiguous(), step.contiguous(), a, b, c, shape[2], plane, scale,
-            BILINEAR=rule == "bilinear", UNIT=unit, BLOCK=BLOCK, enable_fp_fusion=True,
-        )  # fmt: skip
+        _launch(forward_kernel, plane, tensors, rule, unit, scale)
     return a, b, c
 
 
@@ -173,13 +175,20 @@ def backward(
     grads = [torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (rate, into, out)]
     by_step = torch.empty(rate.shape[1:], dtype=torch.float64, device=rate.device)
     plane = rate[0].numel()
-    tensors = (t.contiguous() for t in (grad_a, grad_b, grad_c, rate, into, out, step))
+    given = {"grad_a": grad_a, "grad_b": grad_b, "grad_c": grad_c, "rate": rate, "into": into, "out": out, "step": step}
+    tensors: dict[str, Tensor | int | None] = {name: t.contiguous() for name, t in given.items()}
+    tensors |= {"grad_rate": grads[0], "grad_into": grads[1], "grad_out": grads[2], "grad_step": by_step}
+    tensors |= {"channels": rate.shape[2], "plane": plane}
     with _on_device(rate):
-        backward_kernel[(triton.cdiv(plane, BLOCK),)](
-            *tensors, *grads, by_step, rate.shape[2], plane, scale,
-            BILINEAR=rule == "bilinear", UNIT=unit, BLOCK=BLOCK, enable_fp_fusion=True,
-        )  # fmt: skip
+        _launch(backward_kernel, plane, tensors, rule, unit, scale)
     return grads[0], grads[1], grads[2], by_step.sum(0)
+
+
+def _launch(
+    kernel: Any, plane: int, tensors: dict[str, Tensor | int | None], rule: str, unit: bool, scale: float
+) -> None:
+    constants = {"SCALE": scale, "BILINEAR": rule == "bilinear", "UNIT": unit, "BLOCK": BLOCK, "enable_fp_fusion": True}
+    launch(kernel, -(-plane // BLOCK), (rule, unit, scale), tensors, lambda: constants)
 
 
 def _on_device(x: Tensor) -> AbstractContextManager[None] | torch.cuda.device:

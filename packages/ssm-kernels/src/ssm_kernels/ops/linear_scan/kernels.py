@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..launch import launch
 from .kernels_device import carry_kernel, gradient_kernel, scan_kernel
 
 LANES = 32  # channels per program: one per thread of a warp
@@ -66,15 +68,24 @@ class Scan:
         """Room for states (count, 2, M, D)."""
         return torch.empty((count, *self.a.shape), dtype=torch.float32, device=self.x.device)
 
-    def common(self, *others: Tensor) -> dict[str, object]:
-        """Return what the kernels over time take under the same name; `others` are indexed like x."""
+    def sizes(self, values: Tensor, other: Tensor | None) -> dict[str, int]:
+        """Return the numbers that every kernel over time takes; `values` and `other` are indexed like x."""
+        return {
+            "length": self.x.shape[1],
+            "span": self.span,
+            "spans": self.spans,
+            "channels": self.x.shape[2],
+            "x_b": values.stride(0),
+            "x_t": values.stride(1),
+            "o_b": 0 if other is None else other.stride(0),
+            "o_t": 0 if other is None else other.stride(1),
+        }
+
+    def constants(self, *others: Tensor) -> dict[str, Any]:
+        """Return what every kernel over time is compiled for; `others` are indexed like x."""
         _, length, channels = self.x.shape
         strides = [channels, *(t.stride(1) for t in (self.x, *others))]
         return {
-            "length": length,
-            "span": self.span,
-            "spans": self.spans,
-            "channels": channels,
             "M": self.modes,
             "STEPS": STEPS,
             "BLOCK_D": LANES,
@@ -97,55 +108,55 @@ class Scan:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Walk all units; return the sequence (B, L, D) in the dtype of x, the last states, and the sums with other."""
         batch, length, channels = self.x.shape
-        d_blocks, block, m_blocks, warps = self.blocks()
-        several = m_blocks > 1
-        kind = torch.float32 if several else self.x.dtype
+        m_blocks = self.blocks()[2]
+        kind = torch.float32 if m_blocks > 1 else self.x.dtype
         y = torch.empty((m_blocks, batch, length, channels), dtype=kind, device=self.x.device)
         final = self.states(batch)
         part = None if other is None else self.states(batch * self.spans)
-        scan_kernel[(batch * self.spans * d_blocks * m_blocks,)](
-            values, self.a, into, out, other, entering, y, final, part,
-            batch=batch,
-            x_b=values.stride(0),
-            x_t=values.stride(1),
-            o_b=0 if other is None else other.stride(0),
-            o_t=0 if other is None else other.stride(1),
-            BLOCK_M=block,
-            M_BLOCKS=m_blocks,
-            ADJOINT=adjoint,
-            CUT=self.spans > 1,
-            num_warps=warps,
-            **self.common(values),
-        )  # fmt: skip
-        return y.sum(0).to(self.x.dtype) if several else y[0], final, part
+        self._walk(values, into, out, other, entering, y, final, part, adjoint=adjoint)
+        return y.sum(0).to(self.x.dtype) if m_blocks > 1 else y[0], final, part
 
     def enter(self, values: Tensor, into: Tensor | None, initial: Tensor | None, *, adjoint: bool) -> Tensor | None:
         """Return the states that enter the units, (units, 2, M, D), None for zeros."""
         batch, length, channels = self.x.shape
         if self.spans == 1:
             return initial
-        d_blocks, block, m_blocks, warps = self.blocks()
         ends = self.states(batch * self.spans)
-        scan_kernel[(batch * self.spans * d_blocks * m_blocks,)](
-            values, self.a, into, None, None, None, None, ends, None,
-            batch=batch,
-            x_b=values.stride(0),
-            x_t=values.stride(1),
-            o_b=0,
-            o_t=0,
-            BLOCK_M=block,
-            M_BLOCKS=m_blocks,
-            ADJOINT=adjoint,
-            CUT=True,
-            num_warps=warps,
-            **self.common(values),
-        )  # fmt: skip
+        self._walk(values, into, None, None, None, None, ends, None, adjoint=adjoint)
         size = self.modes * channels
-        carry_kernel[(batch * -(-size // CARRY_BLOCK),)](
-            ends, self.a, initial, self.spans, self.span, length - (self.spans - 1) * self.span,
-            self.span.bit_length(), size, ADJOINT=adjoint, BLOCK=CARRY_BLOCK, **FUSION,
-        )  # fmt: skip
+        carry_states(ends, self.a, initial, batch, self.spans, self.span, length, size, adjoint=adjoint)
         return ends
+
+    def _walk(
+        self,
+        values: Tensor,
+        into: Tensor | None,
+        out: Tensor | None,
+        other: Tensor | None,
+        entering: Tensor | None,
+        y: Tensor | None,
+        final: Tensor,
+        part: Tensor | None,
+        *,
+        adjoint: bool,
+    ) -> None:
+        """Launch the scan; without `y` it is the pass that finds what every unit adds."""
+        d_blocks, block, m_blocks, warps = self.blocks()
+        batch = self.x.shape[0]
+        tensors = {
+            **{"x": values, "a": self.a, "into": into, "out": out, "other": other, "entering": entering, "y": y},
+            **{"final": final, "part": part, "batch": batch},
+            **self.sizes(values, other),
+        }
+        constants = {
+            "BLOCK_M": block,
+            "M_BLOCKS": m_blocks,
+            "ADJOINT": adjoint,
+            "CUT": self.spans > 1,
+            "num_warps": warps,
+            **self.constants(values),
+        }
+        run_kernel(scan_kernel, batch * self.spans * d_blocks * m_blocks, tensors, constants)
 
     def blocks(self) -> tuple[int, int, int, int]:
         """Return blocks of channels, modes of a program, blocks of modes, warps."""
@@ -223,18 +234,39 @@ def _gradients(scan: Scan, grad_y: Tensor, entering: Tensor | None, adjoints: Te
     block = min(_power_of_two(scan.modes), GRADIENT_MODES)
     m_blocks = -(-scan.modes // block)
     part = torch.empty((units, 2, *scan.a.shape), dtype=torch.float32, device=scan.x.device)
-    gradient_kernel[(units * -(-channels // LANES) * m_blocks,)](
-        scan.x, grad_y, scan.a, scan.b, scan.c, entering, adjoints, part,
-        x_b=scan.x.stride(0),
-        x_t=scan.x.stride(1),
-        o_b=grad_y.stride(0),
-        o_t=grad_y.stride(1),
-        BLOCK_M=block,
-        M_BLOCKS=m_blocks,
-        num_warps=1,
-        **scan.common(grad_y),
-    )  # fmt: skip
+    tensors = {
+        **{"x": scan.x, "grad_y": grad_y, "a": scan.a, "into": scan.b, "weights": scan.c},
+        **{"entering": entering, "adjoints": adjoints, "part": part},
+        **scan.sizes(scan.x, grad_y),
+    }
+    constants = {"BLOCK_M": block, "M_BLOCKS": m_blocks, "num_warps": 1, **scan.constants(grad_y)}
+    run_kernel(gradient_kernel, units * -(-channels // LANES) * m_blocks, tensors, constants)
     return part
+
+
+def carry_states(
+    ends: Tensor,
+    a: Tensor,
+    initial: Tensor | None,
+    rows: int,
+    spans: int,
+    span: int,
+    length: int,
+    size: int,
+    *,
+    adjoint: bool,
+) -> None:
+    """Replace what every unit adds by the state that enters it; `size` complex numbers a state."""
+    tensors = {"ends": ends, "a": a, "initial": initial, "spans": spans, "span": span, "size": size}
+    tensors |= {"last_steps": length - (spans - 1) * span, "bits": span.bit_length()}
+    constants = {"ADJOINT": adjoint, "BLOCK": CARRY_BLOCK, **FUSION}
+    run_kernel(carry_kernel, rows * -(-size // CARRY_BLOCK), tensors, constants)
+
+
+def run_kernel(kernel: Any, programs: int, tensors: dict[str, Tensor | int | None], constants: dict[str, Any]) -> None:
+    """Launch; numbers from 2^31 on have a type of their own."""
+    large = tuple(name for name, value in tensors.items() if isinstance(value, int) and value >= 2**31)
+    launch(kernel, programs, (*large, *constants.values()), tensors, lambda: constants)
 
 
 def _conjugate(planes: Tensor) -> Tensor:
