@@ -130,7 +130,9 @@ def load(options: SamplingOptions) -> MuseMambaPipeline:
         ValueError: The device is not there.
     """
     import torch
+    from diffusers.utils import logging
 
+    logging.set_verbosity_error()  # its notes about libraries that it found are not for this command's user
     from .devices import pick_device
     from .pipeline import MuseMambaPipeline
 

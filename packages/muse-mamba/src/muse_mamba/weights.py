@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .pretrained import WEIGHTS
-
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SHIPPED = Path(__file__).parent / "weights"
 TOKENIZER_NAME, MODEL_NAME = "emoji-64", "ship"
 
