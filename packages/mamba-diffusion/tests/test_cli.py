@@ -53,10 +53,8 @@ def test_reconstruct_writes_field_and_uncertainty(saved, sensors, tmp_path, caps
     from scipy.io import netcdf_file
 
     out = tmp_path / "field"
-    model = saved(channels=1)
-    assert (
-        main(["reconstruct", sensors, "--weights", model, "--grid", "6x12", "--out", str(out), *QUICK, "--json"]) == 0
-    )
+    asked = ["reconstruct", sensors, "--weights", saved(channels=1), "--grid", "6x12", "--out", str(out), *QUICK]
+    assert main([*asked, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert (record["sensors"], record["queries"], record["unit"]) == (40, 72, "K")
     assert sorted(f.name for f in out.iterdir()) == sorted(Path(f).name for f in record["files"])
