@@ -123,6 +123,15 @@ def test_evaluate_under_masks_scores_the_pruned_network(run, folder, data, tmp_p
     assert sorted(result["per_class"].values()) == [0.0, 100.0]
 
 
+def test_evaluate_with_merged_tokens(run, folder, data):
+    code, said, _ = run(
+        "evaluate", "--weights", folder, "--data", data, "--merge", "0.3", "--merge-layers", "0", "--json"
+    )
+    assert (code, json.loads(said)["merge"]) == (0, 0.3)
+    code, _, error = run("evaluate", "--weights", folder, "--data", data, "--merge", "0.9", "--merge-layers", "0")
+    assert (code, "share" in error) == (2, True)
+
+
 def test_masks_of_another_network_are_refused(run, folder, data, tmp_path):
     from vim_compress.masks import save_masks
 

@@ -91,6 +91,24 @@ def test_finished_rows_are_collected(study):
     assert line["top1_std"] == pytest.approx(14.142, abs=1e-3)
 
 
+def test_report_of_a_study_and_of_a_run_is_one_page(study, capsys):
+    do_row([str(study), "cosine-60", "10"])
+    collect(study, {"recipe": "tiny"}, [])
+    run = study / "runs" / "cosine-60-10" / "run"
+    for folder, wanted in ((study, "Sparsity by layer"), (run, "Sparsity of every layer")):
+        assert main(["report", str(folder), "--overwrite"]) == 0
+        page = (folder / "report.html").read_text()
+        assert wanted in page
+        assert "http" not in page
+    assert "<polyline" in page
+    assert "What the class sees" in page
+    capsys.readouterr()
+    assert main(["report", str(run)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["report", str(study / "rows")]) == 2
+    assert "looked for study.json" in capsys.readouterr().err
+
+
 def test_other_settings_need_another_folder(study):
     with pytest.raises(ValueError, match="other settings"):
         keep_settings(study, {"recipe": "emoji"})

@@ -50,6 +50,9 @@ class EvaluateOptions:
         preset: Network of a weights file that does not say.
         masks: File of masks that the weights are evaluated under.
         data: As for train: a folder of classes, a packed file, fashion-mnist; default: the emoji that are held out.
+        quantize: Evaluate with smaller numbers in the matrix products; fp8 and 2:4 need a GPU.
+        merge: Share of the tokens of a Vim that is merged away after each of merge_layers, at most 0.5.
+        merge_layers: Blocks, separated by commas; default: every third.
         device: auto, cpu, cuda, ...
         json: Print JSON.
     """
@@ -58,6 +61,9 @@ class EvaluateOptions:
     preset: str | None = None
     masks: Path | None = None
     data: str | None = None
+    quantize: Literal["none", "int8-weights", "int8", "fp8", "2:4"] = "none"
+    merge: float = 0.0
+    merge_layers: str | None = None
     device: str = "auto"
     json: bool = False
 
@@ -107,6 +113,40 @@ class PruneOptions:
         for name in ("batches", "batch", "repeats"):
             _at_least(name, getattr(self, name), 1)
         _at_least("multiple", self.multiple, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Options of `vim-compress export`.
+
+    Attributes:
+        weights: As for classify.
+        preset: Network of a weights file that does not say.
+        out: File ending in .onnx, .pt2 (torch.export) or .safetensors.
+        batch: Pictures at a time; 0 leaves it open.
+        overwrite: Replace the file.
+    """
+
+    weights: Path | None = None
+    preset: str | None = None
+    out: Path | None = None
+    batch: int = 0
+    overwrite: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Options of `vim-compress report`.
+
+    Attributes:
+        run: Folder of a training run, or of a study.
+        out: HTML file; default: report.html in that folder.
+        overwrite: Replace the file.
+    """
+
+    run: str | None = None
+    out: Path | None = None
+    overwrite: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

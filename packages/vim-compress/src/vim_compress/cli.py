@@ -11,8 +11,10 @@ from .arguments import (
     BenchmarkOptions,
     ClassifyOptions,
     EvaluateOptions,
+    ExportOptions,
     InfoOptions,
     PruneOptions,
+    ReportOptions,
     StudyOptions,
     parse_options,
 )
@@ -26,6 +28,8 @@ USAGE = """usage: vim-compress VERB ...
   study      the table of all experiments, dense and pruned, on real data
   info       parameters, multiplications and scan operations of a network
   benchmark  speed and memory of networks on this machine
+  export     ONNX, torch.export or safetensors
+  report     one HTML page about a run or a study
 
   vim-compress VERB --help   options of a verb
   vim-compress --version     version
@@ -59,6 +63,8 @@ def _dispatch(arguments: list[str]) -> int:
         "study": _study,
         "info": _info,
         "benchmark": _benchmark,
+        "export": _export,
+        "report": _report,
     }
     if verb in verbs:
         return _guarded(verb, verbs[verb], arguments[1:])
@@ -153,6 +159,26 @@ def _benchmark(argv: list[str]) -> int:
     from .commands import benchmark_command
 
     return benchmark_command(options)
+
+
+def _export(argv: list[str]) -> int:
+    options, _ = parse_options("export", argv, ExportOptions, description="Write a network for other programs.")
+    from .commands import export_command
+
+    return export_command(options)
+
+
+def _report(argv: list[str]) -> int:
+    options, _ = parse_options(
+        "report",
+        argv,
+        ReportOptions,
+        description="Write one self-contained HTML page about a run or a study.",
+        positional=("run", "?", "Folder of a run or a study."),
+    )
+    from .commands import report_command
+
+    return report_command(options)
 
 
 def _train(argv: list[str]) -> int:

@@ -11,12 +11,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import BenchmarkOptions, ClassifyOptions, EvaluateOptions, InfoOptions, PruneOptions, StudyOptions
+from .arguments import (
+    BenchmarkOptions,
+    ClassifyOptions,
+    EvaluateOptions,
+    ExportOptions,
+    InfoOptions,
+    PruneOptions,
+    ReportOptions,
+    StudyOptions,
+)
 from .config import ModelConfig
 from .presets import PRESETS, preset
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+    from .models import Network
 
 
 def classify_command(pictures: list[str], options: ClassifyOptions) -> int:
@@ -67,7 +78,15 @@ def evaluate_command(options: EvaluateOptions) -> int:
     train, held = open_pictures(options.data, max(model.config.image))
     pictures = train if held is None else held
     named(model.config, pictures.classes, pictures.domain)
-    logits, labels = outputs(model, Held(pictures, model.config), device)
+    if options.quantize != "none":
+        from .quantize import quantize
+
+        result |= {"quantize": options.quantize, "quantized_layers": quantize(model, options.quantize)}
+    network: Callable[[Tensor], Tensor] = model
+    if options.merge:
+        network = _merging(model, options)
+        result["merge"] = options.merge
+    logits, labels = outputs(network, Held(pictures, model.config), device)
     right = logits.argmax(-1) == labels
     each = {
         name: round(100 * right[labels == i].double().mean().item(), 2)
@@ -83,6 +102,20 @@ def evaluate_command(options: EvaluateOptions) -> int:
     for name, value in each.items():
         print(f"  {value:6.2f} %  {name}")
     return 0
+
+
+def _merging(model: Network, options: EvaluateOptions) -> Callable[[Tensor], Tensor]:
+    """Return the network with tokens merged after some blocks."""
+    from .merge import merged_forward
+    from .vim import VisionMamba
+
+    if not isinstance(model, VisionMamba):
+        raise ValueError("--merge: only a Vim has a sequence of tokens to merge, got another network; leave it out")
+    text = options.merge_layers
+    if text is not None and not all(item.isdigit() for item in text.split(",")):
+        raise ValueError(f"--merge-layers: must be numbers of blocks, as 2,5,8, got {text}")
+    layers = range(2, len(model.layers), 3) if text is None else [int(item) for item in text.split(",")]
+    return lambda x: merged_forward(model, x, layers=list(layers), share=options.merge)
 
 
 def prune_command(options: PruneOptions) -> int:
@@ -158,6 +191,37 @@ def study_command(options: StudyOptions) -> int:
         raise ValueError(
             f"{len(result['failed'])} rows failed: {', '.join(result['failed'][:5])}; the same command goes on"
         )
+    return 0
+
+
+def export_command(options: ExportOptions) -> int:
+    """Run `vim-compress export`."""
+    if options.out is None:
+        raise ValueError("--out: is missing; give a file ending in .onnx, .pt2 or .safetensors")
+    if options.out.exists() and not options.overwrite:
+        raise ValueError(f"--out: {options.out} exists; choose another name, or add --overwrite")
+    from .export import export
+    from .weights import load_model
+
+    model = load_model(options.weights, preset=options.preset)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    export(model, options.out, batch=options.batch)
+    print(f"saved {options.out}, {options.out.stat().st_size / 1e6:.2f} MB")
+    return 0
+
+
+def report_command(options: ReportOptions) -> int:
+    """Run `vim-compress report`."""
+    if options.run is None or not Path(options.run).is_dir():
+        raise ValueError(f"run: must be the folder of a run or a study, got {options.run}; check the path")
+    folder = Path(options.run)
+    out = options.out or folder / "report.html"
+    if out.exists() and not options.overwrite:
+        raise ValueError(f"--out: {out} exists; choose another name, or add --overwrite")
+    from .report import write_report
+
+    write_report(folder, out)
+    print(f"saved {out}")
     return 0
 
 

@@ -179,7 +179,7 @@ class VisionMamba(SavedModel, tags=["vision-mamba"]):
             refuse("VisionMamba", "x", f"a picture of {config.image[0]} x {config.image[1]} pixels", size, remedy)
         patches = self.patch_embed(x)
         middle = patches.shape[1] // 2
-        token = self.cls_token.to(patches.dtype).expand(len(patches), -1, -1)
+        token = self.cls_token.to(patches.dtype).expand(patches.shape[0], -1, -1)
         joined = torch.cat([patches[:, :middle], token, patches[:, middle:]], 1)
         positions = self.pos_embed if grid == config.grid else resize_positions(self.pos_embed, config.grid, grid)
         wide = torch.promote_types(joined.dtype, torch.float32)
