@@ -12,6 +12,8 @@ from ssm_kernels import (
     depthwise_conv1d_step,
     selective_scan,
     selective_scan_step,
+    ssd,
+    ssd_step,
 )
 from ssm_kernels.bench import peers as bench_peers
 from ssm_kernels.bench import run_case
@@ -25,8 +27,10 @@ EXPECTED = {
     "selective_scan": {"mamba_ssm"},
     "selective_scan_bidirectional": {"mamba_ssm_flip"},
     "selective_scan_2d": {"mamba_ssm"},
+    "ssd": {"mamba_ssm"},
     "depthwise_conv1d": {"torch_eager", "causal_conv1d"},
     "selective_scan_step": {"mamba_ssm"},
+    "ssd_step": {"mamba_ssm"},
     "depthwise_conv1d_step": {"causal_conv1d"},
     "window_attention": {"torch_eager", "torch_sdpa"},
     "window_attention_nobias": {"torch_sdpa_nobias"},
@@ -56,10 +60,21 @@ def conv_stand_in(x, weight, bias, activation=None):
 
 
 def scan_step_stand_in(state, x, dt, A, B, C, D, z, dt_bias, dt_softplus):
-    """selective_state_update's signature; the state is written in place."""
+    """selective_state_update's signature; the state is written in place. Heads share dt, A, D and bias, as views."""
+    if state.dim() == 4:
+        shared = {"dt": dt[..., 0], "A": A[:, 0, 0], "D": D[:, 0], "dt_bias": dt_bias[:, 0]}
+        y, after = ssd_step(x=x, B=B, C=C, **shared, z=z, state=state, dt_softplus=dt_softplus)
+        state.copy_(after)
+        return y
     y, after = selective_scan_step(x, dt, A, B, C, D, state=state, z=z, dt_bias=dt_bias, dt_softplus=dt_softplus)
     state.copy_(after)
     return y
+
+
+def ssd_stand_in(x, dt, A, B, C, chunk_size, D, dt_bias, dt_softplus):
+    """mamba_chunk_scan_combined's signature."""
+    assert chunk_size == 256
+    return ssd(x, dt, A, B, C, D, dt_bias=dt_bias, dt_softplus=dt_softplus)
 
 
 def conv_step_stand_in(x, state, weight, bias, activation):
@@ -70,7 +85,7 @@ def conv_step_stand_in(x, state, weight, bias, activation):
     return y
 
 
-ALL = Peers(scan_stand_in, conv_stand_in, scan_step_stand_in, conv_step_stand_in)
+ALL = Peers(scan_stand_in, conv_stand_in, scan_step_stand_in, conv_step_stand_in, ssd_stand_in)
 
 
 def tiny(op, dtype="float32", peers=ALL):
@@ -165,6 +180,7 @@ def fake_package(monkeypatch, name, **content):
 def test_installed_packages_are_found(monkeypatch):
     fake_package(monkeypatch, "mamba_ssm.ops.selective_scan_interface", selective_scan_fn=scan_stand_in)
     fake_package(monkeypatch, "mamba_ssm.ops.triton.selective_state_update", selective_state_update=scan_step_stand_in)
+    fake_package(monkeypatch, "mamba_ssm.ops.triton.ssd_combined", mamba_chunk_scan_combined=ssd_stand_in)
     fake_package(monkeypatch, "causal_conv1d", causal_conv1d_fn=conv_stand_in, causal_conv1d_update=conv_step_stand_in)
     assert find_peers(torch.device("cuda")) == ALL
 
@@ -191,6 +207,8 @@ def test_real_peers_agree_on_a_gpu(op):
     device = torch.device("cuda")
     by_count = {3: (3, 40, 4), 4: (3, 40, 37, 4), 5: (2, 24, 9, 7, 2), 6: (2, 3, 19, 13, 5, 32)}
     sizes = by_count[len(CPU_QUICK_SHAPES[op][0].sizes)]
+    if op == "ssd":
+        sizes = (2, 100, 4, 32, 16)
     if op.startswith("window"):
         sizes = (8, 3, 64, 144, 30) if op == "window_attention" else (8, 3, 64, 64, 30)
     case = make_case(op, sizes, "bfloat16", device, None, bench_peers.find_peers(device))

@@ -9,6 +9,7 @@ OPS = (
     "selective_scan",
     "selective_scan_bidirectional",
     "selective_scan_2d",
+    "ssd",
     "depthwise_conv1d",
     "linear_scan",
     "window_attention",
@@ -16,7 +17,7 @@ OPS = (
     "steps",
     "mixers",
 )
-STEPS = ("selective_scan_step", "depthwise_conv1d_step")
+STEPS = ("selective_scan_step", "ssd_step", "depthwise_conv1d_step")
 MIXERS = ("Mamba", "BidirectionalMamba", "SS2D")
 DTYPE_NAMES = ("bfloat16", "float16", "float32")
 IMPLS = ("triton", "torch", "reference")

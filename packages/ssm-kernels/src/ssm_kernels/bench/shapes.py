@@ -39,10 +39,12 @@ LEGEND = {
     "selective_scan": "batch, channels, length, state",
     "selective_scan_bidirectional": "batch, channels, length, state",
     "selective_scan_2d": "batch, channels, height, width, state",
+    "ssd": "batch, length, heads, head dim, state",
     "depthwise_conv1d": "batch, channels, length, taps",
     "linear_scan": "batch, channels, length, modes",
     "linear_scan_shared": "batch, channels, length, modes",
     "selective_scan_step": "batch, channels, state",
+    "ssd_step": "batch, heads, head dim, state",
     "depthwise_conv1d_step": "batch, channels, taps",
     "window_attention": "windows, heads, queries, keys, head dim",
     "window_attention_nobias": "windows, heads, queries, keys, head dim",
@@ -56,6 +58,7 @@ VIM_224, VIM_1248 = (128, 384, 197, 16), (8, 384, 6085, 16)
 MUSE, DIFFUSION, LM = (16, 2048, 333, 16), (64, 512, 410, 16), (8, 2048, 2048, 16)
 LONG, SR = (1, 2048, 65536, 16), (8, 240, 4096, 1)
 CONTRAST, CONTRAST_S = (8, 60, 64, 64, 1), (8, 180, 64, 64, 1)
+SSD_LM, SSD_VISION = ((8, 2048, 64, 64, 128), (1, 16384, 64, 64, 128)), ((128, 197, 6, 64, 64), (32, 1024, 12, 64, 64))
 MAMBA_IR, VMAMBA = (4, 360, 64, 64, 16), (128, 96, 56, 56, 1)
 
 GPU_SHAPES: dict[str, tuple[Shape, ...]] = {
@@ -82,6 +85,12 @@ GPU_SHAPES: dict[str, tuple[Shape, ...]] = {
         Shape("MambaIR", MAMBA_IR, {"vmamba_oflex": (0.575, 1.854)}, quick=True),
         Shape("VMamba-T stage 1", VMAMBA, {"vmamba_oflex": (2.124, 3.492)}),
     ),
+    "ssd": (
+        Shape("LM", SSD_LM[0], {"mamba_ssm": (0.608, 3.189)}),
+        Shape("long", SSD_LM[1], {"mamba_ssm": (0.793, 3.046)}),
+        Shape("vision 224", SSD_VISION[0], {"mamba_ssm": (0.479, 3.534)}, quick=True),
+        Shape("vision 1024 tokens", SSD_VISION[1], {"mamba_ssm": (0.494, 3.745)}),
+    ),
     "depthwise_conv1d": (
         Shape("Vim-T 224", (*VIM_224[:3], 4), quick=True),
         Shape("Vim-T 1248", (*VIM_1248[:3], 4)),
@@ -106,6 +115,10 @@ GPU_SHAPES: dict[str, tuple[Shape, ...]] = {
         Shape("one", (1, 2048, 16)),
         Shape("batch", (64, 2048, 16), quick=True),
         Shape("large batch", (256, 5120, 16)),
+    ),
+    "ssd_step": (
+        Shape("one", (1, 64, 64, 128)),
+        Shape("batch", (64, 64, 64, 128), quick=True),
     ),
     "depthwise_conv1d_step": (
         Shape("one", (1, 2048, 4)),
@@ -155,10 +168,12 @@ CPU_SHAPES: dict[str, tuple[Shape, ...]] = {
     "selective_scan": (Shape("small", (2, 192, 1024, 16)), Shape("one state", (2, 96, 512, 1))),
     "selective_scan_bidirectional": (Shape("small", (2, 192, 1024, 16)), Shape("one state", (2, 96, 512, 1))),
     "selective_scan_2d": (Shape("Contrast light", (1, 60, 32, 32, 1)), Shape("16 states", (1, 48, 16, 16, 16))),
+    "ssd": (Shape("small", (2, 1024, 6, 32, 32)),),
     "depthwise_conv1d": (Shape("small", (2, 192, 1024, 4)), Shape("SR", (8, 240, 4096, 4))),
     "linear_scan": (Shape("small", (2, 192, 1024, 16)),),
     "linear_scan_shared": (Shape("small", (2, 192, 1024, 96)),),
     "selective_scan_step": (Shape("batch", (8, 2048, 16)),),
+    "ssd_step": (Shape("batch", (8, 32, 64, 64)),),
     "depthwise_conv1d_step": (Shape("batch", (8, 2048, 4)),),
     "window_attention": (Shape("HAT-light", (16, 6, 256, 256, 10)), Shape("OCAB", (16, 6, 256, 576, 9))),
     "window_attention_nobias": (Shape("HAT-light", (16, 6, 256, 256, 10)),),
@@ -175,10 +190,12 @@ CPU_QUICK_SHAPES: dict[str, tuple[Shape, ...]] = {
     "selective_scan": (Shape("tiny", (1, 8, 33, 4)),),
     "selective_scan_bidirectional": (Shape("tiny", (1, 8, 33, 4)),),
     "selective_scan_2d": (Shape("tiny", (1, 6, 5, 7, 2)),),
+    "ssd": (Shape("tiny", (1, 33, 2, 4, 4)),),
     "depthwise_conv1d": (Shape("tiny", (2, 6, 33, 4)),),
     "linear_scan": (Shape("tiny", (2, 6, 33, 3)),),
     "linear_scan_shared": (Shape("tiny", (2, 6, 33, 3)),),
     "selective_scan_step": (Shape("tiny", (2, 6, 4)),),
+    "ssd_step": (Shape("tiny", (2, 2, 3, 4)),),
     "depthwise_conv1d_step": (Shape("tiny", (2, 6, 4)),),
     "window_attention": (Shape("tiny", (4, 2, 16, 36, 5)),),
     "window_attention_nobias": (Shape("tiny", (4, 2, 16, 36, 5)),),
@@ -214,6 +231,18 @@ def _picture_cost(sizes: tuple[int, ...], item: int) -> Cost:
     pixels = batch * height * width  # x and y once, dt, B and C once a direction
     moved = pixels * channels * (2 + DIRECTIONS) + 2 * DIRECTIONS * pixels * state
     return Cost(moved * item, DIRECTIONS * pixels * channels * state)
+
+
+def _ssd_cost(sizes: tuple[int, ...], item: int) -> Cost:
+    batch, length, heads, width, state = sizes
+    steps = batch * length  # x and y, dt, B and C once; one decay per step and head
+    return Cost(steps * (2 * heads * width + heads + 2 * state) * item, steps * heads)
+
+
+def _ssd_step_cost(sizes: tuple[int, ...], item: int) -> Cost:
+    batch, heads, width, state = sizes  # the float32 state twice; x and y, dt, B and C
+    numbers = batch * (2 * heads * width + heads + 2 * state)
+    return Cost(8 * batch * heads * width * state + numbers * item, batch * heads)
 
 
 def _conv_cost(sizes: tuple[int, ...], item: int) -> Cost:
@@ -253,10 +282,12 @@ COSTS: dict[str, Callable[[tuple[int, ...], int], Cost]] = {
     "selective_scan": partial(_scan_cost, directions=1),
     "selective_scan_bidirectional": partial(_scan_cost, directions=2),
     "selective_scan_2d": _picture_cost,
+    "ssd": _ssd_cost,
     "depthwise_conv1d": _conv_cost,
     "linear_scan": _linear_cost,
     "linear_scan_shared": _linear_cost,
     "selective_scan_step": _scan_step_cost,
+    "ssd_step": _ssd_step_cost,
     "depthwise_conv1d_step": _conv_step_cost,
     "window_attention": _attention_cost,
     "window_attention_nobias": _attention_cost,

@@ -16,6 +16,7 @@ from .roofline import Rates
 from .rows import Row
 from .shapes import GPU_SHAPES, shapes
 from .sliding import sliding_case
+from .ssd import ssd_case, ssd_step_case
 from .steps import conv_step_case, scan_step_case
 
 
@@ -31,11 +32,13 @@ def make_case(
         "selective_scan": scan_case,
         "selective_scan_bidirectional": bidirectional_case,
         "selective_scan_2d": picture_case,
+        "ssd": ssd_case,
         "depthwise_conv1d": conv_case,
         "linear_scan": linear_case,
         "linear_scan_shared": shared_case,
         "sliding_window_attention": sliding_case,
         "selective_scan_step": scan_step_case,
+        "ssd_step": ssd_step_case,
         "depthwise_conv1d_step": conv_step_case,
     }
     return makers[op](sizes, dtype, device, rates, peers)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .rows import Row, align, spell
-from .shapes import LM, LONG, SR, name_of
+from .shapes import LM, LONG, SR, SSD_VISION, name_of
 
 Part = Literal["fwd", "bwd", "fwd+bwd", "memory"]
 OURS = ("triton", "torch")  # the first that was measured is the one that is compared
@@ -21,7 +21,9 @@ PEERS: dict[str, tuple[str, ...]] = {
     "depthwise_conv1d": ("torch_eager", "causal_conv1d"),
     "linear_scan": ("torch_fft",),
     "linear_scan_shared": ("torch_fft",),
+    "ssd": ("mamba_ssm",),
     "selective_scan_step": ("mamba_ssm",),
+    "ssd_step": ("mamba_ssm",),
     "depthwise_conv1d_step": ("causal_conv1d",),
     "window_attention": ("torch_eager", "torch_sdpa"),
     "window_attention_nobias": ("torch_sdpa_nobias",),
@@ -65,10 +67,12 @@ def must(op: str, shape: tuple[int, ...], part: Part, peer: str) -> float | None
         asked = {"fwd": 2.5, "fwd+bwd": 5.0} if (op, shape) == ("selective_scan", CPU_TARGET) else {}
         return asked.get(part)
     scan = 1.0 if shape in (LM, LONG, SR) else 1.5
+    vision = shape in SSD_VISION
     asked = {
         "selective_scan": {"fwd": scan, "bwd": 1.2, "memory": 1.0},
         "selective_scan_bidirectional": {"fwd": 2.5, "bwd": 2.5, "memory": 1.0},
         "selective_scan_2d": {"fwd": 2.5, "bwd": 1.5, "memory": 1.0},
+        "ssd": {"fwd": 2.0 if vision else 1.0, "bwd": 4.0 if vision else 1.0, "memory": 1.0},
         "window_attention": {"fwd": 2.0, "bwd": 1.5, "memory": 1.0},
     }
     return asked.get(op, {}).get(part)

@@ -103,8 +103,8 @@ def ssd(
         cu_seqlens: Bounds of packed sequences, (S + 1,), int32 or int64, from 0 to L, on the device of x; x then has
             batch 1 and states are (S, H, P, N). An empty sequence returns the state it was given. On a GPU reading
             the bounds to check them waits for the device.
-        chunk: Steps that one set of matrix products covers, 16, 32, 64 or 128. None picks one. It changes speed,
-            memory and rounding, nothing else; "reference" and "mamba_ssm" have no use for it.
+        chunk: Steps that one set of matrix products covers at most, 16, 32, 64 or 128. None picks one. It changes
+            speed, memory and rounding, nothing else; "reference" and "mamba_ssm" have no use for it.
         impl: "auto" takes Triton on a GPU and PyTorch elsewhere; "triton", "torch" and "reference" (the definition,
             a loop) never fall back; "mamba_ssm" calls that package where it is installed, to compare with.
 

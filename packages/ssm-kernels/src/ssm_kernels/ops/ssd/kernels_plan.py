@@ -55,14 +55,16 @@ def layout(heads: int, groups: int, width: int, state: int, chunk: int, dtypes: 
     """Choose tiles and products by the sizes of a head and the dtypes of x, B and C; chunk 0 is chosen, too.
 
     bfloat16 inputs meet in bfloat16 products, float16 ones in tf32 (whose mantissa is theirs, with the range of
-    float32), float32 ones in three tf32 products, which is as good as float32.
+    float32). float32 ones do so off the tensor cores, whose sums cut off; a state in registers besides the operands of
+    such products would spill.
     """
     key = (heads, groups, width, state, chunk, dtypes)
     half, precise = set(dtypes) == {torch.bfloat16}, torch.float32 in dtypes
-    chunk = chunk or (64 if half else 32)
     block_n = max(16, power_of_two(state))
+    most = 64 if half else 16 if precise and block_n > BLOCK else 32  # more would not fit on a processor
+    chunk = min(chunk or most, most)
     block_p = max(16, min(BLOCK, power_of_two(width)))
-    fused = block_n <= LARGEST_STATE
+    fused = block_n <= LARGEST_STATE and not precise
     interpreted = triton.knobs.runtime.interpret  # pyright: ignore[reportAttributeAccessIssue]
     common = {
         "H": heads,
@@ -74,8 +76,8 @@ def layout(heads: int, groups: int, width: int, state: int, chunk: int, dtypes: 
         "PRECISE": precise,
         "OPERAND": tl.bfloat16 if half and not interpreted else tl.float32,
         "HALF": half,
-        "PRODUCT": "tf32x3" if precise else "tf32",
-        "num_warps": 4,
+        "PRODUCT": "ieee" if precise else "tf32",
+        "num_warps": 8 if precise else 4,
         **FUSION,
     }
     forward_p = min(block_p, max(16, STATE_TILE // block_n)) if fused else block_p
@@ -90,9 +92,13 @@ def layout(heads: int, groups: int, width: int, state: int, chunk: int, dtypes: 
             **common,
             "BLOCK_P": forward_p,
             "BLOCK_N": block_n if fused else BLOCK,
-            "num_stages": 2 if half and chunk <= BLOCK else 1,
+            "num_stages": 2 if half else 1,
         },
-        walk={**common, "BLOCK_N": min(block_n, 2 * BLOCK), "num_stages": 3 if half and chunk <= BLOCK else 1},
+        walk={
+            **common,
+            "BLOCK_N": min(block_n, BLOCK if precise else 2 * BLOCK),
+            "num_stages": 3 if half else 1,
+        },
         backward={**common, "BLOCK_N": min(block_n, BLOCK), "num_stages": 1},
     )
 
