@@ -116,7 +116,8 @@ def linear_scan(
     if impl == "reference":
         y, final = linear_scan_reference(x, Lambda, B, C, step, initial_state, discretization, reverse)
         return (y, final) if return_final_state else y
-    kind = torch.float64 if Lambda.dtype in (torch.complex128, torch.float64) else torch.float32
+    double = any(t.dtype in (torch.complex128, torch.float64) for t in (x, Lambda, B, C, step))
+    kind = torch.float64 if double else torch.float32  # of the parameters; states follow x
     rate, into, out = (parts(t, kind) for t in (Lambda, B, C))
     y, last = run(
         x,

@@ -29,7 +29,8 @@ GRADIENT_MODES = 8  # of a program of the gradient, which has 12 registers each 
 ENOUGH_PROGRAMS = 1024  # from here on rows alone fill a GPU; with fewer, long rows are cut into spans
 WANTED_PROGRAMS = 2112  # of a scan that is cut: 16 per processor of an H100
 SHORTEST_SPAN = 64  # steps
-CARRY_BLOCK = 256
+CARRY_BLOCK = 128
+AHEAD = 4  # units whose states the carry loads at once
 FUSION = {"enable_fp_fusion": True}  # Triton's default until 3.9, which asks to say so
 UNPIPELINED = {"num_stages": 1}  # the kernels load ahead by themselves
 
@@ -259,7 +260,7 @@ def carry_states(
     """Replace what every unit adds by the state that enters it; `size` complex numbers a state."""
     tensors = {"ends": ends, "a": a, "initial": initial, "spans": spans, "span": span, "size": size}
     tensors |= {"last_steps": length - (spans - 1) * span, "bits": span.bit_length()}
-    constants = {"ADJOINT": adjoint, "BLOCK": CARRY_BLOCK, **FUSION}
+    constants = {"ADJOINT": adjoint, "BLOCK": CARRY_BLOCK, "AHEAD": AHEAD, **FUSION}
     run_kernel(carry_kernel, rows * -(-size // CARRY_BLOCK), tensors, constants)
 
 

@@ -314,6 +314,7 @@ def carry_kernel(
     ends, a, initial, spans, span, last_steps, bits, size,
     ADJOINT: tl.constexpr,
     BLOCK: tl.constexpr,
+    AHEAD: tl.constexpr,
 ) -> None:  # fmt: skip
     """Replace what every unit adds by the state that enters it, along one row; ADJOINT from the last unit."""
     program = tl.program_id(0).to(tl.int64)
@@ -328,14 +329,22 @@ def carry_kernel(
     im = tl.zeros([BLOCK], tl.float32)
     if initial is not None:
         re, im = load_pair(initial + row * 2 * size, entry, size, here)
-    for j in range(0, spans):
-        k = spans - 1 - j if ADJOINT else j
-        at = ends + (row * spans + k) * 2 * size
-        end_re, end_im = load_pair(at, entry, size, here)
-        store_pair(at, entry, size, here, re, im)
-        last = k == spans - 1
-        power_re = tl.where(last, part_re, all_re)
-        power_im = tl.where(last, part_im, all_im)
-        re, im = times(power_re, power_im, re, im)
-        re += end_re
-        im += end_im
+    for first in range(0, spans, AHEAD):
+        ends_re = ()
+        ends_im = ()
+        for j in tl.static_range(AHEAD):
+            k = spans - 1 - first - j if ADJOINT else first + j
+            at = ends + (row * spans + k) * 2 * size
+            end_re, end_im = load_pair(at, entry, size, here & (entry * 0 + first + j < spans))
+            ends_re = ends_re + (end_re,)
+            ends_im = ends_im + (end_im,)
+        for j in tl.static_range(AHEAD):
+            k = spans - 1 - first - j if ADJOINT else first + j
+            at = ends + (row * spans + k) * 2 * size
+            store_pair(at, entry, size, here & (entry * 0 + first + j < spans), re, im)
+            last = k == spans - 1
+            power_re = tl.where(last, part_re, all_re)
+            power_im = tl.where(last, part_im, all_im)
+            re, im = times(power_re, power_im, re, im)
+            re += ends_re[j]
+            im += ends_im[j]
