@@ -147,6 +147,7 @@ def start_job(job: Job, options: StudyOptions) -> subprocess.Popen[bytes]:
 def _order(job: Job, options: StudyOptions) -> dict[str, Any]:
     argv = [options.recipe, "--method", job.method, "--data", str(options.data), "--seed", str(job.seed)]
     argv += ["--steps", str(options.steps), "--out", str(job.folder / "run")]
+    argv += ["--log_every", str(max(1, min(100, options.steps // 2)))]
     if options.tokenizer is not None:
         argv += ["--tokenizer", str(options.tokenizer)]
     return {
