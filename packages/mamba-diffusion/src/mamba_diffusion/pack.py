@@ -2,7 +2,7 @@
 
 `python -m mamba_diffusion.pack --out packed/ [--root DIR]` writes the Debian photos and the Blue Marble mosaic reduced
 to about a thousand pixels (validation and held-out ones losslessly, the others as JPEG of quality 95), and temperatures
-and reliefs as 16-bit numbers, 18 MB in all. `--data packed/` trains on the result; `--subject` chooses.
+and reliefs as 16-bit numbers, below 24 MB in all. `--data packed/` trains on the result; `--subject` chooses.
 """
 
 from __future__ import annotations

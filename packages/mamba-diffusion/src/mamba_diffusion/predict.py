@@ -19,7 +19,7 @@ from .process import make_noise, noise_numbers
 from .samplers import SamplerConfig, integrate
 
 SAME_PLACE = 1e-5  # of the domain
-CHUNK = 1 << 15  # queries decoded at once, over all samples
+CHUNK = 1 << 14  # queries decoded at once, over all samples
 TOKENS = 1 << 17  # sensors and anchors that run together, over all samples
 PAIRS = 1 << 28  # pairs of tokens that the seed's networks look at together, over all samples
 
@@ -34,7 +34,7 @@ class Prediction:
         seed: Of the noise; the same seed gives the same samples.
         noise_std: How observed values are enforced where a query lies on a sensor: None leaves them to the network, 0
             puts them there exactly, more adds the sensor's own error, in the unit of the values.
-        chunk: Queries decoded at once, over all samples; None takes 32,768. The samples do not depend on it.
+        chunk: Queries decoded at once, over all samples; None takes 16,384. The samples do not depend on it.
         bf16: Run the network in bfloat16; kriging and the path stay float32.
     """
 

@@ -1,0 +1,41 @@
+"""Numbers in the documents are those of the committed files, and those of the code."""
+
+import json
+import re
+from pathlib import Path
+
+from mamba_diffusion.config import preset
+from mamba_diffusion.info import model_info
+
+PACKAGE = Path(__file__).parent.parent
+
+
+def test_info_is_what_the_code_says():
+    """One network of every kind; the command writes the file: `mamba-diffusion info --json`."""
+    found = {row["preset"]: row for row in json.loads((PACKAGE / "docs/results/info.json").read_text())}
+    assert {"ours", "v1", "v2", "v4", "v1-legacy", "v2-legacy", "v2-mamba2", "ours-scalar"} == set(found)
+    assert found["v2"] == model_info("v2")
+    assert found["ours-scalar"] == model_info("ours-scalar")
+
+
+def test_readme_and_page_have_the_counts_of_the_file():
+    found = {row["preset"]: row["parameters"] for row in json.loads((PACKAGE / "docs/results/info.json").read_text())}
+    for name in ("README.md", "docs/models.md"):
+        text = (PACKAGE / name).read_text()
+        said = {int(x.replace(",", "")) for x in re.findall(r"\b\d{1,3}(?:,\d{3}){2}\b|\b\d{3},\d{3}\b", text)}
+        assert said <= set(found.values()), name
+        assert {found["v1"], found["v2"], found["v1-legacy"], found["v2-legacy"]} <= said
+
+
+def test_shares_of_parameters_are_right():
+    text = (PACKAGE / "docs/models.md").read_text()
+    found = {row["preset"]: row["parameters"] for row in json.loads((PACKAGE / "docs/results/info.json").read_text())}
+    assert f"{1 - found['v2-legacy'] / found['v1-legacy']:.1%}".replace("%", " %") in text
+    assert f"{1 - found['v2'] / found['v1']:.1%}".replace("%", " %") in text
+
+
+def test_lengths_in_the_page_are_the_defaults():
+    config, text = preset("ours"), (PACKAGE / "docs/models.md").read_text()
+    assert f"its {config.neighbours} nearest sensors" in text
+    assert f"at most {config.anchors} noisy queries" in text
+    assert f"correlation length of {config.noise_length} of the domain" in text
