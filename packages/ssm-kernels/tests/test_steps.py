@@ -376,6 +376,7 @@ def test_real_sizes(sizes, dtype):
 
 
 @gpu
+@pytest.mark.slow
 def test_state_beyond_two_to_the_31_elements():
     """The last row of a state whose offsets need 64 bits equals that row alone."""
     batch, channels, size = 2049, 8192, 128
