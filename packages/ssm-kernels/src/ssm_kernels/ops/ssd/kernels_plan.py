@@ -20,6 +20,7 @@ BLOCK = 64  # channels or states of a tile
 LARGEST_STATE = 256  # N that one program holds
 STATE_TILE = 2**12  # numbers of a state that a program of the forward holds
 TRANSIENT_BYTES = 2**27  # what the backward may need besides its results; twice the size of x where that is more
+REGISTERS = {"maxnreg": 168}  # three programs of four warps per processor instead of two; a few numbers are spilled
 FUSION = {"enable_fp_fusion": True}  # Triton's default until 3.9, which asks to say so
 
 
@@ -93,6 +94,7 @@ def layout(heads: int, groups: int, width: int, state: int, chunk: int, dtypes: 
             "BLOCK_P": forward_p,
             "BLOCK_N": block_n if fused else BLOCK,
             "num_stages": 2 if half else 1,
+            **(REGISTERS if half and block_n <= BLOCK and torch.version.hip is None else {}),
         },
         walk={
             **common,
