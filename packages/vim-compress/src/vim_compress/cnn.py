@@ -11,7 +11,7 @@ from .saved import SavedModel
 
 
 class SmallCnn(SavedModel, tags=["cnn"]):
-    """Pairs of 3 x 3 convolutions with batch norm and ReLU, halved after each pair, then the mean and a linear layer.
+    """3 x 3 convolutions with batch norm and ReLU, the map halved after each, then its mean and a linear layer.
 
     Args:
         config: What it is made of.
@@ -27,10 +27,9 @@ class SmallCnn(SavedModel, tags=["cnn"]):
         layers: list[nn.Module] = []
         before = config.channels
         for width in config.dims:
-            for _ in range(2):
-                layers += [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-                before = width
+            layers += [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
             layers.append(nn.MaxPool2d(2))
+            before = width
         self.layers = nn.Sequential(*layers)
         self.head = nn.Linear(before, config.classes)
 

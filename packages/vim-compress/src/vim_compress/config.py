@@ -279,7 +279,7 @@ class CnnConfig:
         image: Usual size of a picture.
         channels: Of the picture.
         classes: Outputs of the head.
-        dims: Widths of the pairs of convolutions.
+        dims: Widths of the convolutions.
         drop_path: Not used; 0.
         widths: Not used; empty.
         mean: Of the pictures, subtracted from values in [0, 1].

@@ -10,6 +10,7 @@ import json
 import lzma
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,12 +54,12 @@ def read_packed(file: Path) -> tuple[Pictures, NDArray[np.bool_], list[dict[str,
         ValueError: The file is damaged or something else.
     """
     try:
-        with np.load(file) as stored:
+        with file.open("rb") as stream, np.load(stream) as stored:
             about: dict[str, Any] = json.loads(stored["about"].tobytes())
             raw = lzma.decompress(stored["images"].tobytes())
             images = np.frombuffer(raw, np.uint8).reshape(stored["shape"])
             labels, held = stored["labels"].astype(np.int64), stored["held"].astype(np.bool_)
         pictures = Pictures(images, labels, about["names"], tuple(about["classes"]), about["domain"])
         return pictures, held, about["sources"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError, lzma.LZMAError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, lzma.LZMAError, BadZipFile) as error:
         raise ValueError(f"data: {file} is no file of vim_compress.pack: {error!r}; pack again") from error

@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import IO, Any
 
 from .checkpoint import replace_text
 from .rows import Job, find_job, jobs
@@ -69,7 +69,7 @@ def _file(folder: Path, name: str, seed: int) -> Path:
 
 def _schedule(folder: Path, waiting: list[tuple[Job, int]], parallel: int) -> list[str]:
     """Start rows whose needs are met, `parallel` at a time; return the names of those that failed."""
-    running: dict[str, tuple[subprocess.Popen[bytes], float]] = {}
+    running: dict[str, tuple[subprocess.Popen[bytes], float, int]] = {}
     failed: list[str] = []
     logs = folder / "logs"
     logs.mkdir(exist_ok=True)
@@ -84,10 +84,10 @@ def _schedule(folder: Path, waiting: list[tuple[Job, int]], parallel: int) -> li
                 waiting.remove((job, seed))
             elif all(_file(folder, need, seed).is_file() for need in job.needs):
                 with (logs / f"{name}.log").open("ab") as log:
-                    command = [sys.executable, "-m", "vim_compress.rows", str(folder), job.name, str(seed)]
-                    running[name] = (subprocess.Popen(command, stdout=log, stderr=log), time.monotonic())
+                    slot = min(set(range(parallel)) - {place for _, _, place in running.values()})
+                    running[name] = (_start(folder, job.name, seed, slot, log), time.monotonic(), slot)
                 waiting.remove((job, seed))
-        for name, (process, begun) in list(running.items()):
+        for name, (process, begun, _) in list(running.items()):
             if process.poll() is None:
                 continue
             del running[name]
@@ -99,6 +99,19 @@ def _schedule(folder: Path, waiting: list[tuple[Job, int]], parallel: int) -> li
             print(f"{done}/{total} {name}: {word} in {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
         time.sleep(0.2)
     return failed
+
+
+def _start(folder: Path, name: str, seed: int, slot: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start one row; on a machine with several GPUs the rows that run side by side are spread over them."""
+    import torch
+
+    environment = dict(os.environ)
+    count = torch.cuda.device_count()
+    if count > 1:
+        given = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
+        environment["CUDA_VISIBLE_DEVICES"] = given[slot % count] if len(given) == count else str(slot % count)
+    command = [sys.executable, "-m", "vim_compress.rows", str(folder), name, str(seed)]
+    return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
 
 
 def collect(folder: Path, settings: dict[str, Any], failed: list[str]) -> dict[str, Any]:
