@@ -213,7 +213,7 @@ def test_sweep_is_saved_and_resumed(bench, tmp_path, capsys):
         (["report", ".", "--page", "x.md"], "holds no folder of results"),
         (["report"], "the following arguments are required: FOLDER"),
         (["dance"], "argument VERB: invalid choice: 'dance'"),
-        ([], "no verb given; choose bench or report"),
+        ([], "no verb given; choose bench, selftest or report"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, complaint, tmp_path, monkeypatch, capsys):

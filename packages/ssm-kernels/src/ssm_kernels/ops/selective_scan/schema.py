@@ -11,7 +11,6 @@ from torch import Tensor
 from ..checks import refuse
 from ..dispatch import use_triton
 from . import torch_impl
-from .kernels_single_plan import suits
 
 CHUNK = 64  # steps between the states that the forward saves for the backward
 
@@ -69,7 +68,7 @@ def _forward(
         if use_triton(impl, x):
             from . import kernels, kernels_single  # on the first launch, not on import
 
-            chosen = kernels_single if suits(A, cu_seqlens) else kernels
+            chosen = kernels_single if kernels_single.suits(A, cu_seqlens) else kernels
             return chosen.forward(*args, save_states=save_states, chunk=CHUNK)
         y, final, states = torch_impl.forward(*args, save_states=save_states, chunk=CHUNK)
         return y, final.mT.contiguous().mT, states  # channels next to one another, as the kernels leave it
@@ -100,7 +99,7 @@ def _backward(
         if use_triton(impl, x):
             from . import kernels, kernels_single
 
-            chosen = kernels_single if suits(A, cu_seqlens) else kernels
+            chosen = kernels_single if kernels_single.suits(A, cu_seqlens) else kernels
             return chosen.backward(*args, chunk_states, grad_y, grad_final, chunk=CHUNK)
         return torch_impl.backward(*args, chunk_states, grad_y, grad_final, chunk=CHUNK)
 
