@@ -59,6 +59,13 @@ def test_export_verb_writes_weights_and_refuses_the_rest(tmp_path, capsys):
     assert out.is_file()
     assert main(["export", "--weights", str(tmp_path / "model"), "--out", str(out)]) == 2
     assert "--overwrite" in capsys.readouterr().err
+    assert main(["export", "--weights", str(tmp_path / "model"), "--out", str(tmp_path / "half")]) == 0
+    from vim_compress.weights import load_model
+
+    full, half = load_model(tmp_path / "model"), load_model(tmp_path / "half")
+    size = [(tmp_path / n / "model.safetensors").stat().st_size for n in ("model", "half")]
+    assert size[1] < 0.6 * size[0]
+    assert torch.allclose(full(image(full)), half(image(full)), atol=0.02)
     assert main(["export", "--weights", str(tmp_path / "model"), "--out", str(tmp_path / "w.tflite")]) == 2
     assert ".onnx" in capsys.readouterr().err
 

@@ -122,9 +122,10 @@ class ExportOptions:
     Attributes:
         weights: As for classify.
         preset: Network of a weights file that does not say.
-        out: File ending in .onnx, .pt2 (torch.export) or .safetensors.
+        out: File ending in .onnx, .pt2 (torch.export) or .safetensors; or a new folder, for config.json and weights in
+            half precision, as they ship.
         batch: Pictures at a time; 0 leaves it open.
-        overwrite: Replace the file.
+        overwrite: Replace the file or folder.
     """
 
     weights: Path | None = None

@@ -200,13 +200,18 @@ def export_command(options: ExportOptions) -> int:
         raise ValueError("--out: is missing; give a file ending in .onnx, .pt2 or .safetensors")
     if options.out.exists() and not options.overwrite:
         raise ValueError(f"--out: {options.out} exists; choose another name, or add --overwrite")
-    from .export import export
+    from .export import export, export_half
     from .weights import load_model
 
     model = load_model(options.weights, preset=options.preset)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    export(model, options.out, batch=options.batch)
-    print(f"saved {options.out}, {options.out.stat().st_size / 1e6:.2f} MB")
+    if options.out.suffix:
+        export(model, options.out, batch=options.batch)
+        size = options.out.stat().st_size
+    else:
+        export_half(model, options.out)
+        size = sum(file.stat().st_size for file in options.out.iterdir())
+    print(f"saved {options.out}, {size / 1e6:.2f} MB")
     return 0
 
 

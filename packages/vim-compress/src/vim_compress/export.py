@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,15 @@ def export(model: Network, file: Path, *, batch: int = 0) -> None:
         else:
             _write_onnx(model, x, half, shapes)
     half.replace(file)
+
+
+def export_half(model: Network, folder: Path) -> None:
+    """Write a folder like `save_pretrained`, the weights in half precision; it loads as float32."""
+    half = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(half, ignore_errors=True)
+    model.half().save_pretrained(half)
+    shutil.rmtree(folder, ignore_errors=True)
+    half.rename(folder)
 
 
 def _write_weights(model: Network, file: Path) -> None:
