@@ -260,9 +260,9 @@ def sample_command(options: SampleOptions) -> int:
     if len(shape) == 2:
         sparse = np.full_like(part.flat, np.nan)
         sparse[part.sensors] = part.flat[part.sensors]
-        write_rows([row([sparse.reshape(part.values.shape), part.values], part.values)], files[0])
+        first = row([sparse.reshape(part.values.shape), part.values], part.values)
         rows = [row(list(samples[n : n + 8]), part.values) for n in range(0, len(samples), 8)]
-        write_rows(rows, files[0])
+        write_rows([first, *rows], files[0])
     if options.json:
         print_json({"part": part.name, "shape": list(samples.shape), "files": [str(f) for f in files]})
     else:

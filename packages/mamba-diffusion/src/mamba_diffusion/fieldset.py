@@ -14,7 +14,7 @@ from .sources import Field, Split, find_fields
 
 LEVELS = 3  # sizes of an image that parts are taken from
 MIN_VALID = 0.6
-CONTRAST = {"rgb": 0.05}  # of a part, as a share of the data's deviation
+CONTRAST = {"rgb": 0.25}  # of a part, as a share of the data's deviation: pictures of something, no empty sky
 LEAST_CONTRAST = 0.02  # of fields
 
 
