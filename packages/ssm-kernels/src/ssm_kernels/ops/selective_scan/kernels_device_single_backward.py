@@ -19,7 +19,7 @@ from .kernels_device_single_steps import (
     run_adjoint,
     time_steps,
 )
-from .kernels_device_steps import add_up, exponent, less, load_parameter, power, sigmoid
+from .kernels_device_steps import exponent, less, load_parameter, power, sigmoid
 
 
 @triton.jit
@@ -60,9 +60,17 @@ def states_before(
 
 
 @triton.jit
+def sum_products(a, b, c, PRECISE: tl.constexpr):
+    """Return the sum of a * b * c over the steps of a tile, in double precision if PRECISE."""
+    if PRECISE:
+        a = a.to(tl.float64)
+    return tl.sum(a * b * c, 0)
+
+
+@triton.jit
 def backward_walk(
     x, dt, B, C, z, added, grad_y, grad_x, grad_dt, grad_z, part_BC, starts,
-    A, rates, skip, bias, live, passed, sum_A, sum_D, sum_bias, lost_A, lost_D, lost_bias,
+    A, rates, skip, bias, live, passed, sum_A, sum_D, sum_bias,
     begin, tiles, count, height, line, magic, back, column, d, here,
     WAY: tl.constexpr,
     ORDER: tl.constexpr,
@@ -134,18 +142,18 @@ def backward_walk(
             at = address(grad_z, d, place, offsets, CHANNELS, WAY)
             tl.store(at, grad_gate.to(grad_z.dtype.element_ty), mask=here[None, :])
             e *= gate * sigma
-        grads, passes, passed = run_adjoint(a, e * out_weight, passed, t, T)
-        through = passes * before  # the gradient of delta * A
+        grads, passed = run_adjoint(a, e * out_weight, passed, t, T)
+        kept = a * before  # times grads it is the gradient of delta * A
         grad_u = grads * into
-        grad_delta = grad_u * value + through * A[None, :]
+        grad_delta = grad_u * value + kept * grads * A[None, :]
         if SOFTPLUS:
             grad_delta *= slope
         grad_value = grad_u * delta
         if SKIP:
             grad_value += skip[None, :] * e
-            sum_D, lost_D = add_up(sum_D, lost_D, tl.sum(e * value, 0), PRECISE)
-        sum_A, lost_A = add_up(sum_A, lost_A, tl.sum(through * delta, 0), PRECISE)
-        sum_bias, lost_bias = add_up(sum_bias, lost_bias, tl.sum(grad_delta, 0), PRECISE)
+            sum_D += sum_products(e, value, 1.0, PRECISE)
+        sum_A += sum_products(kept, grads, delta, PRECISE)
+        sum_bias += tl.sum(grad_delta.to(sum_bias.dtype), 0)
         at_x = address(grad_x, d, place, offsets, CHANNELS, WAY)
         at_dt = address(grad_dt, d, place, offsets, CHANNELS * DIRS, WAY)
         if EVEN:
@@ -163,7 +171,7 @@ def backward_walk(
         Bs = Bs_next
         Cs = Cs_next
         gates = gates_next
-    return passed, sum_A, sum_D, sum_bias, lost_A, lost_D, lost_bias
+    return passed, sum_A, sum_D, sum_bias
 
 
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=TENSORS)
@@ -230,12 +238,10 @@ def backward_kernel(
     if ends is not None:
         at = (row * spans + spans - 1) * CHANNELS + d[None, :]
         passed = enter_span(ends + at, totals + at, passed, spans - 1 - number, -CHANNELS, here[None, :], AHEAD)
-    sum_A = tl.zeros([BLOCK_D], tl.float32)
-    sum_D = tl.zeros([BLOCK_D], tl.float32)
-    sum_bias = tl.zeros([BLOCK_D], tl.float32)
-    lost_A = tl.zeros([BLOCK_D], tl.float32)
-    lost_D = tl.zeros([BLOCK_D], tl.float32)
-    lost_bias = tl.zeros([BLOCK_D], tl.float32)
+    LONG: tl.constexpr = tl.float64 if PRECISE else tl.float32  # of sums over time, in which terms cancel
+    sum_A = tl.zeros([BLOCK_D], LONG)
+    sum_D = tl.zeros([BLOCK_D], LONG)
+    sum_bias = tl.zeros([BLOCK_D], LONG)
     full = steps // T * T
     if full < steps:  # what fills no tile comes last, and first here
         first = full // CHUNK * CHUNK
@@ -244,9 +250,9 @@ def backward_kernel(
             x, dt, B, rates, bias, state, begin + first, steps - first, full - first, height, line, magic, length, back,
             column, d, 2, 2, X_T, DT_T, B_T, SOFTPLUS, PRECISE, BLOCK_D, T, 1,
         )  # fmt: skip
-        passed, sum_A, sum_D, sum_bias, lost_A, lost_D, lost_bias = backward_walk(
+        passed, sum_A, sum_D, sum_bias = backward_walk(
             x, dt, B, C, z, added, grad_y, grad_x, grad_dt, grad_z, part_BC, starts,
-            raw_rates, rates, skip, bias, live, passed, sum_A, sum_D, sum_bias, lost_A, lost_D, lost_bias,
+            raw_rates, rates, skip, bias, live, passed, sum_A, sum_D, sum_bias,
             begin + full, steps - full, length, height, line, magic, back, column, d, here,
             2, 2, X_T, DT_T, Z_T, B_T, C_T, GRAD_T, CHANNELS, SHARED, DIRS,
             D is not None, SOFTPLUS, PRECISE, SCALE, EVEN, T, 1,
@@ -264,16 +270,16 @@ def backward_kernel(
                         x, dt, B, rates, bias, state, i, tiles, 0, height, line, magic, length, back, column, d,
                         way, ORDER, X_T, DT_T, B_T, SOFTPLUS, PRECISE, BLOCK_D, CHUNK // T, T,
                     )  # fmt: skip
-                    passed, sum_A, sum_D, sum_bias, lost_A, lost_D, lost_bias = backward_walk(
+                    passed, sum_A, sum_D, sum_bias = backward_walk(
                         x, dt, B, C, z, added, grad_y, grad_x, grad_dt, grad_z, part_BC, starts,
-                        raw_rates, rates, skip, bias, live, passed, sum_A, sum_D, sum_bias, lost_A, lost_D, lost_bias,
+                        raw_rates, rates, skip, bias, live, passed, sum_A, sum_D, sum_bias,
                         i, tiles, length, height, line, magic, back, column, d, here,
                         way, ORDER, X_T, DT_T, Z_T, B_T, C_T, GRAD_T, CHANNELS, SHARED, DIRS,
                         D is not None, SOFTPLUS, PRECISE, SCALE, EVEN, CHUNK // T, T,
                     )  # fmt: skip
     at = (row * spans + number) * CHANNELS + d
     parts = (tl.num_programs(0) // (GROUPS * ((WIDTH + BLOCK_D - 1) // BLOCK_D))).to(tl.int64) * CHANNELS
-    tl.store(sums + at, sum_A, mask=here)
-    tl.store(sums + parts + at, sum_D, mask=here)
-    tl.store(sums + 2 * parts + at, sum_bias, mask=here)
+    tl.store(sums + at, sum_A.to(tl.float32), mask=here)
+    tl.store(sums + parts + at, sum_D.to(tl.float32), mask=here)
+    tl.store(sums + 2 * parts + at, sum_bias.to(tl.float32), mask=here)
     tl.store(grad_initial + row * CHANNELS + d, passed, mask=here & less(begin, 1, d))

@@ -39,9 +39,8 @@ def run(a, b, state, t, T: tl.constexpr):
 
 @triton.jit
 def run_adjoint(a, w, passed, t, T: tl.constexpr):
-    """Return a tile's gradients g = w + s from its last step on, what each passes on, s = a * g, and the last s."""
+    """Return the gradients g = w + s of a tile's states from the last on, where s = a * g passes on, and the last s."""
     grads = w
-    passes = w
     a_bits = a.to(tl.int32, bitcast=True)
     w_bits = w.to(tl.int32, bitcast=True)
     for j in tl.static_range(T - 1, -1, -1):
@@ -49,8 +48,7 @@ def run_adjoint(a, w, passed, t, T: tl.constexpr):
         grad = tl.reduce(tl.where(here, w_bits, 0), 0, _sum_combine).to(tl.float32, bitcast=True) + passed
         passed = tl.reduce(tl.where(here, a_bits, 0), 0, _sum_combine).to(tl.float32, bitcast=True) * grad
         grads = tl.where(here, grad[None, :], grads)
-        passes = tl.where(here, passed[None, :], passes)
-    return grads, passes, passed
+    return grads, passed
 
 
 @triton.jit

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .kernels_plan import cdiv, parameter, unit_stride
+from .kernels_plan import cdiv, parameter, power_of_two, unit_stride
 
 LANES = 32  # channels per program: one per thread of a warp
 TILE = 8  # steps that a thread holds in registers, as many again are under way
@@ -193,7 +193,8 @@ def prepare(
         chunk=chunk,
         span=span * chunk or length,
         spans=cdiv(slots, span) if span else 1,
-        lanes=LANES,
+        # Triton's interpreter takes the time of every lane
+        lanes=LANES if x.is_cuda else min(LANES, power_of_two(channels // groups)),
         tile=min(TILE, chunk),
         dt_softplus=dt_softplus,
         scale=scale,
