@@ -90,6 +90,15 @@ def test_what_a_cpu_cannot_do_is_said():
         quantize(make(NAMES[0]), "int3")
 
 
+def test_half_precision_is_close():
+    from vim_compress.quantize import in_half
+
+    model = make(NAMES[0])
+    x = image(model)
+    truth = model(x)
+    assert (in_half(model)(x).float() - truth).norm() < 0.05 * truth.norm()
+
+
 def test_two_of_four_keeps_the_largest():
     weight = torch.tensor([[1.0, -5.0, 0.5, 2.0, 0.0, 0.1, 0.2, 0.3]])
     assert two_of_four(weight).tolist() == [[False, True, False, True, False, False, True, True]]

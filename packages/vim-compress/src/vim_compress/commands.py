@@ -78,11 +78,13 @@ def evaluate_command(options: EvaluateOptions) -> int:
     train, held = open_pictures(options.data, max(model.config.image))
     pictures = train if held is None else held
     named(model.config, pictures.classes, pictures.domain)
-    if options.quantize != "none":
-        from .quantize import quantize
-
-        result |= {"quantize": options.quantize, "quantized_layers": quantize(model, options.quantize)}
     network: Callable[[Tensor], Tensor] = model
+    if options.quantize != "none":
+        from .quantize import in_half, quantize
+
+        if options.quantize in ("fp8", "2:4"):  # whose kernels take bfloat16
+            network = in_half(model)
+        result |= {"quantize": options.quantize, "quantized_layers": quantize(model, options.quantize)}
     if options.merge:
         network = _merging(model, options)
         result["merge"] = options.merge

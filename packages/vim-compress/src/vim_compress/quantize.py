@@ -6,6 +6,7 @@ head stay as they are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -59,6 +60,14 @@ def quantize(model: nn.Module, kind: Kind) -> int:
     count = sum(quantizable(m, n) for n, m in model.named_modules())
     quantize_(model, configs[kind](), filter_fn=quantizable)
     return count
+
+
+def in_half(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Cast a network to bfloat16, the recurrence excepted, and return it as a function of float32 pictures."""
+    from .saved import keep_single
+
+    keep_single(model, torch.bfloat16)
+    return lambda x: model(x.to(torch.bfloat16))
 
 
 @torch.no_grad()
