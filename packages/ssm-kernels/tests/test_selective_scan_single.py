@@ -166,6 +166,7 @@ def test_which_calls_go_here(monkeypatch):
     assert not suits(two)
     assert not suits(one, torch.tensor([0, 4]))
     assert not suits(one, None, TALLEST + 1)
+    assert not suits(one, None, 64, 1 << 31)
     seen = []
     monkeypatch.setattr(kernels, "forward", lambda *args, **options: seen.append("general"))
     monkeypatch.setattr(kernels_single, "forward", lambda *args, **options: seen.append("single") or (args[0],) * 3)

@@ -183,6 +183,8 @@ def launch_backward(
     """
     x, (batch, length, channels) = scan.x, scan.x.shape
     grad_y = along(grad_y)
+    if scan.plane and length * grad_y.stride(1) >= 1 << 31:
+        grad_y = grad_y.contiguous()
     directions, shared = len(scan.codes), scan.B.shape[2]
     both_half = scan.B.dtype == scan.C.dtype == torch.bfloat16
     kind = torch.bfloat16 if both_half else torch.float32

@@ -18,12 +18,13 @@ TALLEST = 1 << 15  # lines of an image, for the product that stands for a divisi
 OPTIONS = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}  # the kernels load ahead by themselves
 
 
-def suits(A: Tensor, cu_seqlens: Tensor | None = None, height: int = 0) -> bool:
+def suits(A: Tensor, cu_seqlens: Tensor | None = None, height: int = 0, reach: int = 0) -> bool:
     """Whether a call goes to the kernels for one state per channel: the only place that decides it.
 
-    Packed sequences (and images of more lines than anybody has) are left to the general kernels.
+    Packed sequences are left to the general kernels, and so are images of more lines than anybody has or whose pixels
+    lie further apart than 32 bits reach: `reach` is the most numbers from the first pixel to behind the last.
     """
-    return A.shape[-1] == 1 and cu_seqlens is None and height <= TALLEST
+    return A.shape[-1] == 1 and cu_seqlens is None and height <= TALLEST and reach < 1 << 31
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,13 @@ def _pixels(t: Tensor) -> Tensor:
     return t.reshape(t.shape[0], -1, *t.shape[3:])
 
 
+def _suits(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor) -> bool:
+    """Whether the kernels for one state per channel take this image."""
+    height, width, channels = x.shape[1:]
+    step = max(A.shape[0] * channels, *(t.stride(2) for t in (x, dt, B, C)))
+    return suits(A, None, max(height, width), height * width * step)
+
+
 def _parts(x: Tensor, directions: int) -> Tensor:
     """Make room for the results of all directions."""
     kind = x.dtype if directions == 1 else partial_dtype(x.dtype)
@@ -93,7 +100,7 @@ def forward(
     """
     inputs = (x, dt, A, B, C, D, dt_bias)
     parts = _parts(x, len(codes))
-    if suits(A, None, max(x.shape[1:3])):
+    if _suits(x, dt, A, B, C):
         scan = _prepare_single(inputs, dt_softplus, codes, chunk, span)
         _, saved = single.launch_forward(scan, save_states=save_states, out=parts)
         y = single.add_parts(parts, torch.empty(x.shape, dtype=x.dtype, device=x.device))
@@ -124,7 +131,7 @@ def backward(
     inputs = (x, dt, A, B, C, D, dt_bias)
     grad_y, none = _pixels(grad_y), x.new_empty(0)
     unsaved = chunk_states.shape[0] == 0  # the forward was told that nobody would ask
-    if suits(A, None, max(x.shape[1:3])):
+    if _suits(x, dt, A, B, C):
         one = _prepare_single(inputs, dt_softplus, codes, chunk, span)
         if unsaved:
             parts = _parts(x, len(codes))
