@@ -1,6 +1,7 @@
 """The GPU check leaves out what a bare machine cannot collect, and nothing else."""
 
 import importlib.util
+import sys
 
 import pytest
 
@@ -27,3 +28,12 @@ def test_only_imports_at_collection_count(gpu_check, tmp_path):
 def test_every_test_file_is_collected_here(gpu_check, workspace):
     files = [*workspace.glob("tests/test_*.py"), *workspace.glob("packages/*/tests/test_*.py")]
     assert [file.name for file in files if gpu_check.lacking(file)] == []
+
+
+def test_an_interrupted_run_still_tells_what_failed(gpu_check, tmp_path):
+    """A machine that is lent for minutes: the log names the failures when the time is up."""
+    file = tmp_path / "test_slow.py"
+    file.write_text("import time\ndef test_wrong(): assert 1 == 2\ndef test_long(): time.sleep(60)\n")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", str(file)]
+    assert gpu_check.follow(command, tmp_path / "log", limit_s=6) != 0
+    assert "assert 1 == 2" in (tmp_path / "log").read_text()

@@ -16,8 +16,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -81,21 +83,26 @@ def test_files() -> list[str]:
     return kept
 
 
-def run_tests(out: Path, name: str, marks: str, expression: str | None, jobs: int) -> dict[str, int]:
+def run_tests(
+    out: Path, name: str, marks: str, expression: str | None, jobs: int, limit_s: float | None
+) -> dict[str, int]:
     """Run the tests with these marks, `jobs` at a time; return how many there were and how many failed."""
     # pytest-benchmark, where it is installed, warns under pytest-xdist, and warnings are errors here
     command = [sys.executable, "-m", "pytest", "-q", "-m", marks, "--slow", "-p", "no:cacheprovider"]
     command += ["-p", "no:benchmark", f"--junitxml={out / name}.xml"]
     command += ["-n", str(jobs)] if jobs > 1 and importlib.util.find_spec("xdist") else []
     command += ["-k", expression] if expression else []
-    follow([*command, *test_files()], out / f"{name}.log")
+    follow([*command, *test_files()], out / f"{name}.log", limit_s)
     suite = ElementTree.parse(out / f"{name}.xml").getroot().find("testsuite")
     assert suite is not None
     return {key: int(suite.get(key, "0")) for key in ("tests", "failures", "errors", "skipped")}
 
 
-def follow(command: list[str], log: Path) -> int:
-    """Run a command, its output on the screen and in a file; return its exit code."""
+def follow(command: list[str], log: Path, limit_s: float | None = None) -> int:
+    """Run a command, its output on the screen and in a file; return its exit code.
+
+    After `limit_s` seconds it is interrupted, as by Ctrl-C: pytest then still tells of the failures so far.
+    """
     with (
         subprocess.Popen(
             command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -103,9 +110,13 @@ def follow(command: list[str], log: Path) -> int:
         log.open("w") as file,
     ):
         assert process.stdout is not None
+        timer = threading.Timer(limit_s or 0, process.send_signal, [signal.SIGINT])
+        if limit_s is not None:
+            timer.start()
         for line in process.stdout:
             file.write(line)
             print(line, end="", flush=True)
+        timer.cancel()
     return process.returncode
 
 
@@ -138,6 +149,7 @@ def main() -> int:
     parser.add_argument("--skip-slow", action="store_true", help="leave out the tests marked slow")
     parser.add_argument("--sanitize", action="store_true", help="also run every operator under compute-sanitizer")
     parser.add_argument("-k", dest="expression", help="only the tests that match, as pytest -k")
+    parser.add_argument("--limit", type=float, metavar="S", help="interrupt each run of tests after S seconds")
     parser.add_argument("--jobs", type=int, default=4, help="test processes that share the GPU, with pytest-xdist")
     args = parser.parse_args()
     missing = [name for name in ("torch", "triton", "pytest") if importlib.util.find_spec(name) is None]
@@ -153,9 +165,9 @@ def main() -> int:
     report: dict[str, Any] = {"environment": describe()}
     print(json.dumps(report["environment"]), flush=True)
     failed = 0 if args.skip_benchmarks else run_benchmarks(args.out, args.quick)  # first, with the GPU to themselves
-    report["tests"] = run_tests(args.out, "gpu-tests", "gpu and not slow", args.expression, args.jobs)
+    report["tests"] = run_tests(args.out, "gpu-tests", "gpu and not slow", args.expression, args.jobs, args.limit)
     if not args.skip_slow:  # one by one: some need half of the memory
-        report["slow tests"] = run_tests(args.out, "gpu-tests-slow", "gpu and slow", args.expression, 1)
+        report["slow tests"] = run_tests(args.out, "gpu-tests-slow", "gpu and slow", args.expression, 1, args.limit)
     if args.sanitize:
         report["memcheck errors"] = run_sanitizer(args.out)
     (args.out / "gpu-check.json").write_text(json.dumps(report, indent=2) + "\n")
