@@ -23,12 +23,10 @@ def join_processes(cfg: RunConfig, module: str) -> Accelerator:
     """Find the device and the other processes.
 
     Raises:
-        ValueError: There are more or fewer processes than the run is meant for, or accelerate is missing.
+        ValueError: There are more or fewer processes than the run is meant for.
     """
-    try:
-        from accelerate import Accelerator
-    except ModuleNotFoundError as error:
-        raise ValueError("train: needs accelerate; pip install 'muse-mamba[train]'") from error
+    from accelerate import Accelerator
+
     accelerator = Accelerator(mixed_precision=cfg.precision)
     if accelerator.num_processes != cfg.processes:
         raise ValueError(
