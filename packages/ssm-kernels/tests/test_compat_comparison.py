@@ -8,6 +8,7 @@ import pytest
 import ssm_kernels.compat
 import torch
 from ssm_kernels import selective_scan
+from ssm_kernels.ops.ssd import ssd
 from ssm_kernels.testing import scan_inputs
 
 
@@ -15,10 +16,17 @@ def inputs():
     return scan_inputs(1, 3, 2, 2).kwargs() | {"initial_state": None}
 
 
+def heads():
+    """x, dt, A, B, C of two heads of four channels."""
+    return torch.ones(1, 3, 2, 4), torch.ones(1, 3, 2), -torch.ones(2), torch.ones(1, 3, 1, 2), torch.ones(1, 3, 1, 2)
+
+
 def test_missing_package_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "mamba_ssm", None)
     with pytest.raises(ValueError, match=r"cannot run here: .*pip install 'ssm-kernels\[mamba-ssm\]'.*impl='auto'"):
         selective_scan(**inputs(), impl="mamba_ssm")
+    with pytest.raises(ValueError, match=r"ssd: .*cannot run here: .*pip install 'ssm-kernels\[mamba-ssm\]'"):
+        ssd(*heads(), impl="mamba_ssm")
 
 
 def test_extra_of_that_name_asks_for_the_package():
@@ -32,6 +40,8 @@ def test_drop_in_is_not_compared_with_itself():
     try:
         with pytest.raises(ValueError, match=r"ssm_kernels.compat is in that package's place"):
             selective_scan(**inputs(), impl="mamba_ssm")
+        with pytest.raises(ValueError, match=r"ssd: .*ssm_kernels.compat is in that package's place"):
+            ssd(*heads(), impl="mamba_ssm")
         assert torch.isfinite(selective_scan(**inputs())).all()
     finally:
         ssm_kernels.compat.uninstall()

@@ -46,7 +46,7 @@ def causal_conv1d_fn(
         (B, D, L) in x.dtype, channels next to one another in memory; with `return_final_states` also (B, D, k - 1).
 
     Raises:
-        NotImplementedError: The activation is another one (as there).
+        NotImplementedError: The activation is another one: that package's type, which its users catch.
         ValueError: A shape, dtype, device or combination is wrong. The message names the argument.
     """
     return _convolve(
@@ -102,6 +102,7 @@ def _convolve(
 def known_activation(activation: str | None) -> Literal["silu"] | None:
     """Translate an activation; those that causal-conv1d does not have raise its NotImplementedError."""
     if activation not in (None, "silu", "swish"):
+        # causal-conv1d's own type, not this project's ValueError: code written for that package catches it
         raise NotImplementedError(f"activation must be None, silu, or swish, got {activation!r}")
     return None if activation is None else "silu"
 
@@ -165,7 +166,7 @@ def causal_conv1d_update(
         The shape and dtype of x.
 
     Raises:
-        NotImplementedError: The activation is another one (as there).
+        NotImplementedError: The activation is another one: that package's type, which its users catch.
         ValueError: A shape, dtype or device is wrong.
     """
     return _update(x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices, "auto")

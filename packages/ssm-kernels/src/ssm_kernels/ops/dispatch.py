@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -47,3 +49,29 @@ def check_impl(
 def use_triton(impl: str, x: Tensor) -> bool:
     """Decide inside an operator: "auto" means Triton on a GPU and PyTorch elsewhere (also when interpreting)."""
     return impl == "triton" or (impl == "auto" and x.device.type == "cuda" and why_not_triton(x) is None)
+
+
+def mamba_ssm_function(op: str, module: str, name: str) -> Callable[..., Any]:
+    """Return a function of the `mamba_ssm` package for impl="mamba_ssm".
+
+    Args:
+        op: Our operator, for the messages.
+        module: Where the function is, such as "mamba_ssm.ops.selective_scan_interface".
+        name: Its name there.
+
+    Raises:
+        ValueError: The package is not installed, or `ssm_kernels.compat` stands in for it.
+    """
+    try:
+        function = getattr(import_module(module), name)
+    except ImportError as error:
+        raise ValueError(
+            f"{op}: impl='mamba_ssm' cannot run here: {error}; install the extra ssm-kernels[mamba-ssm] "
+            "(pip install 'ssm-kernels[mamba-ssm]' on a machine with an NVIDIA GPU), or use impl='auto'"
+        ) from error
+    if function.__module__.startswith("ssm_kernels."):
+        raise ValueError(
+            f"{op}: impl='mamba_ssm' cannot run here: ssm_kernels.compat is in that package's place, so this "
+            "would compare the operator with itself; call ssm_kernels.compat.uninstall() before"
+        )
+    return function

@@ -6,6 +6,8 @@ from typing import NoReturn
 
 from torch import Tensor
 
+from ..dispatch import mamba_ssm_function
+
 
 def selective_scan_mamba_ssm(
     x: Tensor,
@@ -40,18 +42,9 @@ def selective_scan_mamba_ssm(
         _lacks("reverse=True")
     if A.dim() == 3 or (D is not None and D.dim() == 2):
         _lacks("A or D with a batch axis")
-    try:
-        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-    except ImportError as error:
-        raise ValueError(
-            f"selective_scan: impl='mamba_ssm' cannot run here: {error}; install the extra ssm-kernels[mamba-ssm] "
-            "(pip install 'ssm-kernels[mamba-ssm]' on a machine with an NVIDIA GPU), or use impl='auto'"
-        ) from error
-    if selective_scan_fn.__module__.startswith("ssm_kernels."):
-        raise ValueError(
-            "selective_scan: impl='mamba_ssm' cannot run here: ssm_kernels.compat is in that package's place, so this "
-            "would compare the operator with itself; call ssm_kernels.compat.uninstall() before"
-        )
+    selective_scan_fn = mamba_ssm_function(
+        "selective_scan", "mamba_ssm.ops.selective_scan_interface", "selective_scan_fn"
+    )
     y, final = selective_scan_fn(
         _channels_first(x),
         _channels_first(dt.to(x.dtype)),

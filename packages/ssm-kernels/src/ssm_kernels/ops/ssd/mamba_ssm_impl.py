@@ -6,6 +6,8 @@ from typing import NoReturn
 
 from torch import Tensor
 
+from ..dispatch import mamba_ssm_function
+
 CHUNK = 256  # steps per chunk, that package's own choice
 
 
@@ -30,19 +32,16 @@ def ssd_mamba_ssm(
         y (B, L, H, P) in x.dtype and the final state (B, H, P, N) in float32.
 
     Raises:
-        ValueError: The package is not installed, or it does not have what was asked for.
+        ValueError: The package is not installed, `ssm_kernels.compat` stands in for it, or it does not have what was
+            asked for.
     """
     if cu_seqlens is not None:
         _lacks("cu_seqlens")
     if reverse:
         _lacks("reverse=True")
-    try:
-        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
-    except ImportError as error:
-        raise ValueError(
-            f"ssd: impl='mamba_ssm' cannot run here: {error}; install the extra ssm-kernels[mamba-ssm], "
-            "or use impl='auto'"
-        ) from error
+    mamba_chunk_scan_combined = mamba_ssm_function(
+        "ssd", "mamba_ssm.ops.triton.ssd_combined", "mamba_chunk_scan_combined"
+    )
     y, final = mamba_chunk_scan_combined(
         x,
         dt.to(x.dtype),
