@@ -1,4 +1,4 @@
-"""The trainer contract, the same cases for every package that trains. A package joins by an entry in TRAINERS.
+"""The trainer contract, the same cases for every package that trains; one joins by an entry in conftest's TRAINERS.
 
 Most runs happen in this process, which saves importing torch each time; what needs real processes is launched.
 """
@@ -27,167 +27,11 @@ import numpy as np
 import pytest
 
 COLUMNS = ["step", "loss", "lr", "grad_norm", "samples_per_s", "peak_bytes"]
-STEPS, EPOCH = 8, 4  # steps of the runs below; `make_data` and `arguments` make an epoch of four
-
-
-@dataclasses.dataclass(frozen=True)
-class Trainer:
-    """What the suite has to know about a package.
-
-    Attributes:
-        module: Its trainer, run as `python -m module`.
-        arguments: Preset and sizes: no validation, global batch 2, steps 8, saved every 2, a row every step.
-        make_data: Writes real-looking training data into a folder: four steps an epoch.
-        spoil: Adds one file to that folder that cannot be read, and returns its name.
-        load: Loads `model/` without flags and returns the module.
-    """
-
-    module: str
-    arguments: tuple[str, ...]
-    make_data: Callable[[Path], None]
-    spoil: Callable[[Path], str]
-    load: Callable[[Path], Any]
-
-
-def photos(folder: Path) -> None:
-    """Two pictures of smooth shapes with edges: (2 x 2) cells of 8 low-resolution pixels each at x2."""
-    from PIL import Image
-
-    y, x = np.mgrid[:32, :32] / 32
-    for number in range(2):
-        waves = [np.sin((9 + 4 * c) * x + (5 + number) * y * y * 3) > 0.2 * c for c in range(3)]
-        Image.fromarray((np.stack(waves, -1) * 170 + 40).astype(np.uint8)).save(folder / f"photo{number}.png")
-
-
-def broken_photo(folder: Path) -> str:
-    (folder / "broken.png").write_bytes((folder / "photo0.png").read_bytes()[:200])
-    return "broken.png"
-
-
-def load_hybrid_sr(folder: Path) -> Any:
-    from hybrid_sr.model import HybridSR
-
-    return HybridSR.from_pretrained(folder)
-
-
-def load_muse_tokenizer(folder: Path) -> Any:
-    from muse_mamba.tokenizer import VQTokenizer
-
-    return VQTokenizer.from_pretrained(folder)
-
-
-def load_mamba_diffusion(folder: Path) -> Any:
-    from mamba_diffusion.model import SparseField
-
-    return SparseField.from_pretrained(folder)
-
-
-def classes(folder: Path) -> None:
-    """The same two pictures, one a third as bright, each a class of its own."""
-    from PIL import Image
-
-    photos(folder)
-    for number in range(2):
-        (folder / f"class{number}").mkdir()
-        file = folder / f"photo{number}.png"
-        darker = np.asarray(Image.open(file)) // (1 + 2 * number)
-        Image.fromarray(darker).save(folder / f"class{number}" / file.name)
-        file.unlink()
-
-
-def broken_class(folder: Path) -> str:
-    (folder / "class0" / "broken.png").write_bytes((folder / "class0" / "photo0.png").read_bytes()[:200])
-    return "broken.png"
-
-
-def load_vim(folder: Path) -> Any:
-    from vim_compress.vim import VisionMamba
-
-    return VisionMamba.from_pretrained(folder)
-
-
-def captioned_photos(folder: Path) -> None:
-    """Two pictures with captions, the captions as vectors, and a tokenizer with random weights."""
-    import torch
-    from muse_mamba.text import TextCache
-    from muse_mamba.tokenizer import VQTokenizer, tokenizer_preset
-
-    photos(folder)
-    captions = ["a wave", "another wave"]
-    rows = [{"file_name": f"photo{number}.png", "text": text} for number, text in enumerate(captions)]
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    values = np.random.default_rng(0).integers(-127, 128, (5, 8), dtype=np.int8)
-    scales = np.full(5, 0.01, np.float16)
-    TextCache(values, scales, np.array([0, 2, 5]), captions, "random").save(folder / "text.safetensors")
-    torch.manual_seed(0)
-    VQTokenizer(tokenizer_preset("tiny")).save_pretrained(folder / "tokenizer")
-
-
-def load_muse_mamba(folder: Path) -> Any:
-    from muse_mamba.model import TokenModel
-
-    return TokenModel.from_pretrained(folder)
-
-
-TRAINERS = {
-    "hybrid-sr": Trainer(
-        module="hybrid_sr.train",
-        arguments=(
-            *("tiny", "--scale", "2", "--patch", "8", "--min_contrast", "0", "--validation", "none", "--workers", "0"),
-            *("--global_batch", "2", "--micro_batch", "2", "--warmup", "1", "--ema", "0.9"),
-            *("--steps", str(STEPS), "--log_every", "1", "--save_every", "2", "--sample_every", "8"),
-        ),
-        make_data=photos,
-        spoil=broken_photo,
-        load=load_hybrid_sr,
-    ),
-    "muse-mamba-tokenizer": Trainer(
-        module="muse_mamba.tokenizer.train",
-        arguments=(
-            *("tiny", "--size", "16", "--repeats", "4", "--validation", "none", "--workers", "0", "--lr", "0.02"),
-            *("--discriminator_layers", "2", "--adversarial_start", "4", "--adversarial_warmup", "2"),
-            *("--global_batch", "2", "--micro_batch", "2", "--warmup", "1", "--ema", "0.9"),
-            *("--steps", str(STEPS), "--log_every", "1", "--save_every", "2", "--sample_every", "8"),
-        ),
-        make_data=photos,
-        spoil=broken_photo,
-        load=load_muse_tokenizer,
-    ),
-    "muse-mamba": Trainer(
-        module="muse_mamba.train",
-        arguments=(
-            *("tiny", "--method", "attn-xz", "--repeats", "4", "--validation", "none", "--workers", "0"),
-            *("--lr", "0.02", "--global_batch", "2", "--micro_batch", "2", "--warmup", "1", "--ema", "0.9"),
-            *("--steps", str(STEPS), "--log_every", "1", "--save_every", "2", "--sample_every", "8"),
-        ),
-        make_data=captioned_photos,
-        spoil=broken_photo,
-        load=load_muse_mamba,
-    ),
-    "mamba-diffusion": Trainer(
-        module="mamba_diffusion.train",
-        arguments=(
-            *("tiny-v2", "--model.standardise", "false", "--validation", "none", "--workers", "0", "--lr", "0.02"),
-            *("--global_batch", "2", "--micro_batch", "2", "--warmup", "1", "--ema", "0.9"),
-            *("--steps", str(STEPS), "--log_every", "1", "--save_every", "2", "--sample_every", "8"),
-        ),
-        make_data=photos,
-        spoil=broken_photo,
-        load=load_mamba_diffusion,
-    ),
-    "vim-compress": Trainer(
-        module="vim_compress.train",
-        arguments=(
-            *("tiny", "--repeats", "4", "--validation", "none", "--workers", "0", "--lr", "0.005", "--flip", "0"),
-            *("--sparsity.score", "taylor", "--sparsity.final", "0.2", "--sparsity.end", "6"),
-            *("--sparsity.update_every", "2", "--global_batch", "2", "--micro_batch", "2", "--warmup", "1"),
-            *("--ema", "0.9", "--steps", str(STEPS), "--log_every", "1", "--save_every", "2", "--sample_every", "8"),
-        ),
-        make_data=classes,
-        spoil=broken_class,
-        load=load_vim,
-    ),
-}
+STEPS, EPOCH = 8, 4  # steps of the runs below; a trainer's data and arguments make an epoch of four
+COMMON = (
+    *("--validation", "none", "--workers", "0", "--global_batch", "2", "--micro_batch", "2", "--warmup", "1"),
+    *("--ema", "0.9", "--steps", str(STEPS), "--log_every", "1", "--save_every", "2", "--sample_every", "8"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,25 +54,13 @@ class Result:
         return self.text
 
 
-@pytest.fixture(scope="session", params=list(TRAINERS))
-def trainer(request: pytest.FixtureRequest) -> Trainer:
-    return TRAINERS[request.param]
-
-
 @pytest.fixture(scope="session")
-def data(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    trainer.make_data(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def run(trainer: Trainer, data: Path) -> Callable[..., Result]:
+def run(trainer: Any, data: Path) -> Callable[..., Result]:
     """Run the trainer in this process; later arguments override earlier ones."""
     return functools.partial(run_here, trainer, data)
 
 
-def run_here(trainer: Trainer, data: Path, out: Path, *more: str) -> Result:
+def run_here(trainer: Any, data: Path, out: Path, *more: str) -> Result:
     from accelerate.state import AcceleratorState, GradientState
 
     module = importlib.import_module(trainer.module)
@@ -237,20 +69,20 @@ def run_here(trainer: Trainer, data: Path, out: Path, *more: str) -> Result:
     text = io.StringIO()
     with contextlib.redirect_stderr(text):
         try:
-            code = module.main([*trainer.arguments, "--data", str(data), "--out", str(out), *more])
+            code = module.main([*trainer.arguments, *COMMON, "--data", str(data), "--out", str(out), *more])
         except SystemExit as stop:
             code = stop.code
     assert isinstance(code, int)
     return Result(code, text.getvalue(), out)
 
 
-def launch(trainer: Trainer, data: Path, out: Path, *more: str, processes: int = 1) -> subprocess.Popen[str]:
+def launch(trainer: Any, data: Path, out: Path, *more: str, processes: int = 1) -> subprocess.Popen[str]:
     """Start the trainer in its own process, or in several under torchrun."""
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "0"]
     torchrun += ["--rdzv_backend", "c10d", "--rdzv_endpoint", "localhost:0"]
     start = [sys.executable, *(torchrun if processes > 1 else []), "-m", trainer.module]
     count = ["--processes", str(processes), "--micro_batch", str(2 // processes)]
-    command = [*start, *trainer.arguments, "--data", str(data), "--out", str(out), *count, *more]
+    command = [*start, *trainer.arguments, *COMMON, "--data", str(data), "--out", str(out), *count, *more]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
@@ -310,7 +142,7 @@ def test_folder_holds_newest_checkpoints_and_the_configuration(whole: Result) ->
     assert json.loads((whole.out / "config.json").read_text())["steps"] == STEPS
 
 
-def test_exported_model_loads_and_is_the_average(trainer: Trainer, whole: Result) -> None:
+def test_exported_model_loads_and_is_the_average(trainer: Any, whole: Result) -> None:
     from safetensors.torch import load_file
 
     exported = trainer.load(whole.out / "model").state_dict()
@@ -474,7 +306,7 @@ def test_empty_folder_says_what_was_looked_for(run: Callable[..., Result], tmp_p
 
 
 def test_unreadable_file_is_named_skipped_and_counted(
-    run: Callable[..., Result], trainer: Trainer, data: Path, tmp_path: Path
+    run: Callable[..., Result], trainer: Any, data: Path, tmp_path: Path
 ) -> None:
     spoiled = Path(shutil.copytree(data, tmp_path / "data"))
     name = trainer.spoil(spoiled)
@@ -492,10 +324,10 @@ def test_time_limit_saves_and_resumes(run: Callable[..., Result], tmp_path: Path
 
 
 def test_printed_configuration_loads_again(
-    trainer: Trainer, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trainer: Any, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main = importlib.import_module(trainer.module).main
-    asked = [*trainer.arguments, "--data", str(data), "--out", str(tmp_path / "run"), "--steps", "5"]
+    asked = [*trainer.arguments, *COMMON, "--data", str(data), "--out", str(tmp_path / "run"), "--steps", "5"]
     printed = []
     for arguments in (asked, ["--config", str(tmp_path / "run.yaml")]):
         with pytest.raises(SystemExit) as stop:
@@ -514,7 +346,7 @@ def test_unknown_key_of_a_file_is_one_line(run: Callable[..., Result], tmp_path:
     assert "stepz" in result.one_line()
 
 
-def test_help_is_quick_and_imports_nothing_heavy(trainer: Trainer) -> None:
+def test_help_is_quick_and_imports_nothing_heavy(trainer: Any) -> None:
     code = (
         f"import sys, time; from {trainer.module} import main\n"
         "try: main(['--help'])\n"
@@ -557,7 +389,7 @@ def test_interrupt_finishes_the_step_saves_and_resumes(
     assert_same_run(whole.out, tmp_path)
 
 
-def test_sigterm_saves_and_exits_cleanly(trainer: Trainer, data: Path, tmp_path: Path) -> None:
+def test_sigterm_saves_and_exits_cleanly(trainer: Any, data: Path, tmp_path: Path) -> None:
     """A process of its own, with a loader process that must go too."""
     long = ("--steps", "100000", "--save_every", "100000", "--workers", "1")
     process = launch(trainer, data, tmp_path / "run", *long)
@@ -570,7 +402,7 @@ def test_sigterm_saves_and_exits_cleanly(trainer: Trainer, data: Path, tmp_path:
 
 
 @pytest.fixture(scope="session")
-def pair(trainer: Trainer, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Result]:
+def pair(trainer: Any, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Result]:
     """Two processes: a run without a stop, and its copy set back to the middle of an epoch and resumed."""
     folder = tmp_path_factory.mktemp("pair")
     whole = finish(launch(trainer, data, folder / "whole", processes=2), folder / "whole")
