@@ -1,4 +1,4 @@
-"""Kernel launches that cost the host microseconds.
+"""Kernel launches that find their kernel once.
 
 Triton looks at every argument of every launch to find the compiled kernel, which takes longer than a small kernel runs.
 Here it does so once per case: the caller names what the launch depends on, and the compiled kernel is kept with all
