@@ -112,7 +112,7 @@ def ship(method: str | None) -> TrainConfig:
         global_batch=128,
         micro_batch=128,
         lr=1.5e-3,
-        warmup=500,
+        warmup=200,
         rectangle=0.1,
         ema=0.9995,
         variants=16,
