@@ -13,6 +13,8 @@ from .decoding import critic_logits
 from .model import Predicted, TokenModel
 from .recipes import TrainConfig
 
+LEFT_OUT = -100  # in place of the id of a token that is not predicted
+
 
 def token_loss(network: torch.nn.Module, plain: TokenModel, batch: Batch, cfg: TrainConfig) -> Tensor:
     """Return the loss of a micro-batch, a scalar: its mean over micro-steps and processes is that of the whole step.
@@ -36,27 +38,35 @@ def token_loss(network: torch.nn.Module, plain: TokenModel, batch: Batch, cfg: T
         previous = first * batch["again"][:, None, None]
     predicted = network(hidden, *told, drop=batch["drop"], cond_ids=cond, previous=previous)
     parts = cfg.micro_steps * cfg.processes / batch["total"]
-    loss = parts * cross_entropy(predicted.logits[masked], ids[masked], cfg.label_smoothing)
+    truth = torch.where(masked, ids, LEFT_OUT)
+    loss = parts * cross_entropy(predicted.logits, truth, cfg.label_smoothing)
     if predicted.judged:
-        loss = loss + parts * _layer_critics(plain, predicted, ids, masked, cfg)
+        loss = loss + parts * _layer_critics(plain, predicted, truth, cfg)
     if plain.critic is not None:
         loss = loss + cfg.critic_weight * _token_critic(plain, predicted, hidden, batch)
     return loss
 
 
 def cross_entropy(logits: Tensor, ids: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Return the sum of the cross entropies in nats of (n, V) logits, float32."""
-    return F.cross_entropy(logits.float(), ids, reduction="sum", label_smoothing=smoothing)
+    """Return the sum of the cross entropies in nats of logits (..., V), float32.
+
+    Args:
+        logits: (..., V).
+        ids: (...) int64; what is LEFT_OUT does not count. Selecting rows instead would wait for the device.
+        smoothing: Share of probability spread over all codes.
+    """
+    flat = logits.float().flatten(0, -2)
+    return F.cross_entropy(flat, ids.flatten(), ignore_index=LEFT_OUT, reduction="sum", label_smoothing=smoothing)
 
 
-def _layer_critics(plain: TokenModel, predicted: Predicted, ids: Tensor, masked: Tensor, cfg: TrainConfig) -> Tensor:
+def _layer_critics(plain: TokenModel, predicted: Predicted, truth: Tensor, cfg: TrainConfig) -> Tensor:
     """Sum over hidden tokens, mean over layers: the critics' errors, and the early predictions' cross entropy."""
     total = predicted.logits.new_zeros(())
-    truth = ids[masked]
+    counted = (truth != LEFT_OUT).float()
     for layer in predicted.judged:
-        early = plain.early_logits(layer.states[masked])
+        early = plain.early_logits(layer.states)
         right = (early.argmax(-1) == truth).float()
-        judged = F.binary_cross_entropy_with_logits(layer.logits[masked].float(), right, reduction="sum")
+        judged = F.binary_cross_entropy_with_logits(layer.logits.float(), right, counted, reduction="sum")
         total = total + cfg.layer_critic_weight * judged + cfg.early_weight * cross_entropy(early, truth)
     return total / len(predicted.judged)
 
