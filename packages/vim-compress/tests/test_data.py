@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from vim_compress.ahead import make_ahead
 from vim_compress.augment import Augment, mix_pair, random_part, soft_targets
 from vim_compress.config import VimConfig
 from vim_compress.data import Numbered, loader, named, open_source
@@ -78,6 +79,28 @@ def test_loader_batches_do_not_depend_on_workers_or_accumulation(pictures):
     assert torch.equal(batches[1]["image"], torch.cat([halves[2]["image"], halves[3]["image"]]))
     later = list(loader(whole, source(pictures, whole), 1, 0, pin=False))
     assert torch.equal(later[0]["image"], batches[1]["image"])
+
+
+def test_pictures_made_ahead_are_those_of_the_loader(tmp_path):
+    """Bit by bit; a run with another augmentation does not find them, and later pictures are made as ever."""
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)).save(tmp_path / f"data/{name}/{i}.png")
+    cfg = config(data=str(tmp_path / "data"), validation="none", steps=3, global_batch=4, micro_batch=4)
+    known = replace(cfg, ahead=str(tmp_path / "ahead"))
+    make_ahead(known, workers=0)
+    plain, _, _ = open_source(cfg, rank=0, verbose=False)
+    ahead, _, _ = open_source(known, rank=0, verbose=False)
+    assert plain.ahead is None
+    for numbers in ([0, 1, 2, 3], [7, 2], [10, 11, 12, 13]):
+        for key in ("image", "target"):
+            assert torch.equal(plain.__getitems__(numbers)[key], ahead.__getitems__(numbers)[key])
+    assert ahead.ahead.batch([11]) is not None
+    assert ahead.ahead.batch([12]) is None
+    other, _, _ = open_source(replace(known, erase=0.1), rank=0, verbose=False)
+    assert other.ahead is None
 
 
 @pytest.mark.parametrize("channels", [1, 3])

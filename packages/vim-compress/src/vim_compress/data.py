@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .augment import Augment, mix_pair, soft_targets
+from .ahead import find_ahead
+from .augment import Augment, kept_generators, mix_pair, soft_targets
 from .config import ModelConfig
 from .pictures import Pictures
 from .preprocess import as_mode
@@ -55,6 +56,7 @@ class Numbered(Dataset[Batch]):
     def __init__(self, pictures: Pictures, cfg: TrainConfig, model: ModelConfig) -> None:
         self.pictures, self.cfg, self.model = pictures, cfg, model
         self.augment = Augment(cfg, model)
+        self.ahead = find_ahead(cfg, model)
         self.skipped = 0
         self._spare: Image.Image | None = None
 
@@ -83,7 +85,12 @@ class Numbered(Dataset[Batch]):
 
     def __getitems__(self, numbers: Sequence[int]) -> Batch:
         """Return the pictures `numbers` of the run as one batch."""
-        return assemble(numbers, {n: self.one(n) for n in _with_partners(numbers, self.cfg)}, self.cfg, self.model)
+        made = None if self.ahead is None else self.ahead.batch(numbers)
+        if made is not None:
+            return made
+        with kept_generators():
+            found = {n: self.one(n) for n in _with_partners(numbers, self.cfg)}
+        return assemble(numbers, found, self.cfg, self.model)
 
     def names(self, numbers: Iterable[int]) -> list[str]:
         """Return what the pictures are called, each once, in order."""
@@ -234,14 +241,15 @@ def loader(cfg: TrainConfig, source: Source, start: int, rank: int, *, pin: bool
     """
     generator = torch.Generator()  # its own: the global one belongs to the network and is restored on resume
     if isinstance(source, Numbered):
+        workers = cfg.workers if source.ahead is None else 0  # what only has to be read needs no other process
         return DataLoader(
             source,
             batch_sampler=Steps(cfg, start, rank),
             collate_fn=_already_a_batch,
-            num_workers=cfg.workers,
+            num_workers=workers,
             pin_memory=pin,
             generator=generator,
-            prefetch_factor=AHEAD if cfg.workers else None,
+            prefetch_factor=AHEAD if workers else None,
             worker_init_fn=_leave_signals_to_main,
         )
     source.start = start

@@ -19,7 +19,9 @@ Optimizer = Literal["adamw", "lamb"]
 Crop = Literal["resized", "padded", "center"]
 
 # A resumed run may change these: they decide when it stops, what it writes and how fast it is, not what it computes.
-FREE_ON_RESUME = frozenset({"stop_at", "max_minutes", "log_every", "save_every", "sample_every", "keep", "workers"})
+FREE_ON_RESUME = frozenset(
+    {"stop_at", "max_minutes", "log_every", "save_every", "sample_every", "keep", "workers", "ahead"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,8 @@ class TrainConfig:
         compile: Run the network through torch.compile.
         seed: Of the initial weights and of every picture.
         workers: Loader processes; 0 loads in the main one. The pictures do not depend on it. A stream always has one.
+        ahead: Folder with pictures that `vim_compress.ahead` made for this run, which spares the loader their making;
+            where none are for it, and with None, the loader makes them.
         log_every: Steps between rows of metrics.jsonl; the host waits for the device only then.
         sample_every: Steps between sample pictures.
         save_every: Steps between checkpoints, each preceded by a validation.
@@ -114,6 +118,7 @@ class TrainConfig:
     compile: bool = False
     seed: int = 10
     workers: int = 4
+    ahead: str | None = None
     log_every: int = 100
     sample_every: int = 5_000
     save_every: int = 5_000

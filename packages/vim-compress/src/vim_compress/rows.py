@@ -23,6 +23,7 @@ from .weights import read_config
 SPARSITIES = (0.6, 0.8, 0.9)
 KEPT = (0.75, 0.5, 0.25)
 TICKETS = (0.3, 0.5, 0.7)
+PICTURES = "pictures"  # folder in the study's, of those that all rows of a seed train on
 GATE_L1 = 1e-4
 IMP_SHARE = 0.369  # three rounds end at about 37, 60 and 75 % sparsity
 
@@ -265,7 +266,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Do one row and write it down."""
     folder, name, seed = sys.argv[1:] if argv is None else argv
     settings = json.loads((Path(folder) / "study-config.json").read_text())
-    at = Context(Path(folder), name, int(seed), base_config(settings, int(seed)))
+    base = replace(base_config(settings, int(seed)), ahead=str(Path(folder) / PICTURES))
+    at = Context(Path(folder), name, int(seed), base)
     row = find_job(name).work(at)
     file = Path(folder) / "rows" / f"{name}-{seed}.json"
     file.parent.mkdir(exist_ok=True)

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from .augment import Augment
+from .augment import Augment, kept_generators
 from .data import PLACE, Steps, assemble, named
 from .pictures import Pictures, flatten
 from .recipes import TrainConfig
@@ -80,7 +80,8 @@ class Stream(IterableDataset[dict[str, Tensor]]):
                 position = number + 1
                 image, label = self._decode(value, number)
                 rng = np.random.default_rng((self.cfg.seed, PLACE, number))
-                found[number] = self.augment(image, rng), label
+                with kept_generators():
+                    found[number] = self.augment(image, rng), label
             yield assemble(numbers, found, self.cfg, self.model)
 
     def held_out(self) -> Pictures | None:

@@ -1,22 +1,27 @@
 """Run the rows of the study side by side, each in a process of its own, then time the networks one by one.
 
 DIR/study-config.json says how, DIR/rows/ holds what is done, DIR/study.json everything together, DIR/*.svg the plots.
+DIR/pictures/ holds the pictures that all rows of a seed train on, while there are rows to do.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import IO, Any
 
+from .ahead import make_ahead
 from .checkpoint import replace_text
-from .rows import Job, find_job, jobs
+from .rows import PICTURES, Job, base_config, find_job, jobs
+from .sources import is_stream
 
 TIMED_BATCH = {"cuda": 256, "cpu": 16}
 
@@ -42,8 +47,18 @@ def run_study(folder: Path, settings: dict[str, Any], *, names: list[str], seeds
     keep_settings(folder, settings)
     waiting = [(job, 10 + i) for job in chosen for i in range(seeds)]
     waiting = [(job, seed) for job, seed in waiting if not _file(folder, job.name, seed).is_file()]
+    make_pictures(folder, settings, {seed for _, seed in waiting})
     failed = _schedule(folder, waiting, parallel)
+    shutil.rmtree(folder / PICTURES, ignore_errors=True)
     return collect(folder, settings, failed)
+
+
+def make_pictures(folder: Path, settings: dict[str, Any], seeds: set[int]) -> None:
+    """Make the pictures of every step once for all rows of a seed; those of a stream are left to the rows."""
+    for seed in sorted(seeds):
+        base = base_config(settings, seed)
+        if base.data is None or not is_stream(base.data):
+            make_ahead(replace(base, ahead=str(folder / PICTURES)), workers=min(32, os.cpu_count() or 1))
 
 
 def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
