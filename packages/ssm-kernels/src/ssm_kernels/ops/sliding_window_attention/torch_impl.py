@@ -102,13 +102,21 @@ def _put(x: Tensor, shape: torch.Size) -> Tensor:
     return x.transpose(1, 2).reshape(shape)
 
 
+def _probabilities(scaled: Tensor, key: Tensor, seen: Tensor) -> Tensor:
+    """Softmax of the scores of a tile, (images, h, Q, K)."""
+    return (scaled @ key.mT).masked_fill_(~seen, float("-inf")).softmax(-1)
+
+
 def sliding_window_attention_torch(q: Tensor, k: Tensor, v: Tensor, window: int, band: bool) -> Tensor:
     """Compute sliding-window attention tile by tile on (B, H, W, heads, d)."""
     dtype = _work_dtype(q, k, v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     for tile in _tiles(q, window, band, dtype.itemsize):
         query, key, value = _take(q, tile.queries, dtype), _take(k, tile.keys, dtype), _take(v, tile.keys, dtype)
-        part = F.scaled_dot_product_attention(query, key, value, attn_mask=tile.seen)
+        if q.is_cuda and dtype == torch.float32:  # the fused kernel adds its products on tensor cores, which cut off
+            part = _probabilities(query * q.shape[-1] ** -0.5, key, tile.seen) @ value
+        else:
+            part = F.scaled_dot_product_attention(query, key, value, attn_mask=tile.seen)
         target = out[tile.queries]
         target.copy_(_put(part, target.shape))
     return out
@@ -126,8 +134,7 @@ def sliding_window_attention_backward_torch(
     for tile in _tiles(q, window, band, dtype.itemsize):
         query, key, value = _take(q, tile.queries, dtype), _take(k, tile.keys, dtype), _take(v, tile.keys, dtype)
         out_grad = _take(grad, tile.queries, dtype)
-        scores = ((query * scale) @ key.mT).masked_fill_(~tile.seen, float("-inf"))
-        p = scores.softmax(-1)
+        p = _probabilities(query * scale, key, tile.seen)
         grad_scores = torch.ops.aten._softmax_backward_data(out_grad @ value.mT, p, -1, p.dtype)
         target = grad_q[tile.queries]
         target.copy_(_put((grad_scores @ key).mul_(scale), target.shape))

@@ -33,10 +33,12 @@ def crossings(pairs, CHUNK: tl.constexpr, PRECISE: tl.constexpr):
     """Sum, for every step t, over the pairs (row, column) with column < t <= row: those that its decay lies between.
 
     What lies behind t altogether counts once as a row and once as a column and drops out of a difference, but for its
-    rounding: PRECISE leaves it out.
+    rounding: PRECISE leaves it out. No decay lies within a step: its pair is left out before anything is subtracted,
+    since a product that is fused into a difference leaves its rounding where there should be nothing.
     """
+    i = tl.arange(0, CHUNK)
+    pairs = tl.where(i[:, None] > i[None, :], pairs, 0.0)
     if PRECISE:
-        i = tl.arange(0, CHUNK)
         before = tl.cumsum(pairs, 1) - pairs
         total = tl.sum(tl.where(i[:, None] >= i[None, :], before, 0.0), 0)
     else:
@@ -154,7 +156,7 @@ def backward_kernel(
         grad *= gate * opened
     grad_in = operand(grad, OPERAND, HALF)
     behind *= to_end[:, None]
-    stored = delta * tl.sum(wide * behind, 1)
+    stored = tl.where(alive, delta * tl.sum(wide * behind, 1), 0.0)  # a product that no difference is fused with
     behind += tl.dot(tl.trans(mixed), grad_in, input_precision=PRODUCT)
     grad_delta = tl.sum(wide * behind, 1)
     found = behind * delta[:, None]

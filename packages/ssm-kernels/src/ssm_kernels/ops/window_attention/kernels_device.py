@@ -22,7 +22,7 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 SIZES = ["height", "width", "heads", "pixel", "head_step", "windows"]
 
 
-@triton.jit(do_not_specialize=["heads"])
+@triton.jit(do_not_specialize=["heads", "s_row", "s_head"])
 def table_kernel(
     table, bias, heads, s_row, s_head, WINDOW: tl.constexpr, KEY_WINDOW: tl.constexpr, BLOCK: tl.constexpr
 ):
