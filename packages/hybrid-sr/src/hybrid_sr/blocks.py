@@ -11,7 +11,9 @@ from ssm_kernels.nn.window import OverlappingWindowAttention, WindowAttention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .attention import VariedOverlapAttention
 from .config import ModelConfig
+from .mixers import SSD2D, Windowed
 
 COORDINATE_RANGE = 8.0  # of the generated position bias, before the logarithm
 
@@ -71,6 +73,21 @@ class GatedConvMlp(nn.Module):
         return self.reduce(F.gelu(self.depthwise(gate)) * value)
 
 
+class GatedMlp(nn.Module):
+    """GEGLU: one half of the hidden layer, activated, gates the other half; no convolution."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dim, 2 * hidden)
+        self.reduce = nn.Linear(hidden, dim)
+        init_linear(self.expand, self.reduce)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        value, gate = self.expand(x).chunk(2, -1)
+        return self.reduce(F.gelu(gate) * value)
+
+
 class SpatialGateMlp(nn.Module):
     """After the activation, one half of the hidden layer is normalised, convolved and multiplied onto the other."""
 
@@ -88,7 +105,13 @@ class SpatialGateMlp(nn.Module):
         return self.reduce(value * self.depthwise(self.norm(gate)))
 
 
-FEED_FORWARD = {"mlp": Mlp, "dwconv": DepthwiseMlp, "gated-conv": GatedConvMlp, "spatial-gate": SpatialGateMlp}
+FEED_FORWARD = {
+    "mlp": Mlp,
+    "dwconv": DepthwiseMlp,
+    "geglu": GatedMlp,
+    "gated-conv": GatedConvMlp,
+    "spatial-gate": SpatialGateMlp,
+}
 
 
 class ChannelAttention(nn.Module):
@@ -157,13 +180,7 @@ class Block(nn.Module):
         super().__init__()
         dim = config.dim
         self.norm1 = nn.LayerNorm(dim)
-        if config.mixer == "ss2d":
-            self.mixer = SS2D(dim, config.d_state, config.ssm_ratio)
-            init_linear(self.mixer.in_proj, self.mixer.out_proj)
-        else:
-            shift = config.window // 2 if index % 2 else 0
-            bias = config.position == "table"
-            self.mixer = WindowAttention(dim, config.heads, config.window, shift=shift, position_bias=bias)
+        self.mixer = make_mixer(config, index)
         self.channel_attention = None
         if config.channel_attention:
             self.channel_attention = ChannelAttention(dim, dim // config.compress_ratio, dim // config.squeeze_factor)
@@ -180,19 +197,46 @@ class Block(nn.Module):
         return mixed + self.ffn(self.norm2(mixed))
 
 
+def make_mixer(config: ModelConfig, index: int) -> nn.Module:
+    """Build the mixer of a group's block number `index`."""
+    if config.mixer == "attention":
+        shift = config.window // 2 if index % 2 else 0
+        bias = config.position == "table"
+        return WindowAttention(config.dim, config.heads, config.window, shift=shift, position_bias=bias)
+    if config.mixer == "ssd":
+        mixer = SSD2D(config.dim, config.d_state, config.ssm_ratio, config.heads)
+    else:
+        mixer = SS2D(config.dim, config.d_state, config.ssm_ratio)
+    init_linear(mixer.in_proj, mixer.out_proj)
+    return Windowed(mixer, config.scan_window) if config.scan_window else mixer
+
+
+def make_overlap_attention(config: ModelConfig) -> OverlappingWindowAttention:
+    """Build the overlapping attention; the variants have a class of their own."""
+    table = config.position == "table"
+    if not (config.registers or config.softmax_clip or config.multi_query):
+        return OverlappingWindowAttention(
+            config.dim, config.heads, config.window, overlap_ratio=config.overlap_ratio, position_bias=table
+        )
+    return VariedOverlapAttention(
+        config.dim,
+        config.heads,
+        config.window,
+        overlap_ratio=config.overlap_ratio,
+        position_bias=table,
+        registers=config.registers,
+        clip=config.softmax_clip,
+        multi_query=config.multi_query,
+    )
+
+
 class OverlapBlock(nn.Module):
     """OCAB: queries of a window attend to a larger window around it; then the feed-forward part."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.dim)
-        self.attention = OverlappingWindowAttention(
-            config.dim,
-            config.heads,
-            config.window,
-            overlap_ratio=config.overlap_ratio,
-            position_bias=config.position == "table",
-        )
+        self.attention = make_overlap_attention(config)
         self.position = None
         if config.position == "dynamic":
             self.position = DynamicPositionBias(
@@ -209,13 +253,14 @@ class OverlapBlock(nn.Module):
 
 
 class Group(nn.Module):
-    """Blocks, the overlapping attention, a convolution, and a skip around all of it."""
+    """Blocks, the overlapping attention, a convolution, and a skip around all of it (times `residual_scale`)."""
 
     def __init__(self, config: ModelConfig, depth: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block(config, i) for i in range(depth))
         self.overlap = OverlapBlock(config) if config.overlap_attention else None
         self.conv = Conv(config.dim, config.dim)
+        self.residual_scale = config.residual_scale
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
@@ -224,7 +269,8 @@ class Group(nn.Module):
             inner = block(inner)
         if self.overlap is not None:
             inner = self.overlap(inner)
-        return self.conv(inner) + x
+        inner = self.conv(inner)
+        return inner + x if self.residual_scale == 1 else self.residual_scale * inner + x
 
 
 class PixelShuffle(nn.Module):

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .config import PRESETS, ModelConfig
 from .config import preset as make_config
+from .mixers import SSD2D
 from .model import HybridSR
 
 DIRECTIONS = 4  # of the scan
@@ -82,7 +83,7 @@ def _name_of(config: ModelConfig) -> str:
 
 def _scan_ops(model: HybridSR, config: ModelConfig, pixels: int) -> int:
     inner = int(config.dim * config.ssm_ratio)
-    scans = sum(isinstance(module, SS2D) for module in model.modules())
+    scans = sum(isinstance(module, SS2D | SSD2D) for module in model.modules())
     return scans * (9 * config.d_state + 1) * DIRECTIONS * inner * pixels
 
 
