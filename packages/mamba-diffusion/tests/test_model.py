@@ -139,7 +139,7 @@ def test_dimensions_and_channels(tiny_model, dims, channels):
 def test_periodic_axis_has_no_edge(tiny_model):
     """A field turned round the axis by any share is the same field turned."""
     model = tiny_model(periodic=(True, False), order="hilbert", layers=1)
-    torch.nn.init.zeros_(model.network.context_layers[0].scan.layer.out_proj.weight)  # the curve has a beginning
+    torch.nn.init.zeros_(model.network.context_layers[0].scan.layer.mamba.out_proj.weight)  # the curve has a beginning
     coords, values, queries = points()
     _, z, given = velocity(model, coords, values, queries)
     turn = torch.tensor([0.25, 0.0])

@@ -24,6 +24,7 @@ class Condition(NamedTuple):
         surprise: (B, Ni, C) every sensor against kriging of its neighbours, in standard deviations.
         centre: (B, 1, C) mean of the sensors.
         scale: (B, 1, C) their standard deviation.
+        near_input: (B, Ni, K) which other sensors are nearest to a sensor.
         near: (B, Nq, K) which sensors are nearest to a query.
         anchor: (B, A) which queries all others see.
         near_anchor: (B, Nq, Ka) which of them are nearest to a query.
@@ -40,6 +41,7 @@ class Condition(NamedTuple):
     surprise: Tensor | None = None
     centre: Tensor | None = None
     scale: Tensor | None = None
+    near_input: Tensor | None = None
     near: Tensor | None = None
     anchor: Tensor | None = None
     near_anchor: Tensor | None = None

@@ -56,7 +56,7 @@ class ModelConfig:
     channels: int = 3
     dims: int = 2
     width: int = 96
-    layers: int = 4
+    layers: int = 3
     mixer: Mixer = "mamba"
     heads: int = 6
     iterations: int = 2

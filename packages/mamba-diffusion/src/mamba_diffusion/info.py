@@ -82,6 +82,7 @@ def empty_inputs(
         surprise=values,
         centre=values[:, :1],
         scale=values[:, :1],
+        near_input=index(1, sensors, min(sensors - 1, config.neighbours)),
         near=index(1, queries, min(sensors, config.neighbours)),
         anchor=index(1, anchors),
         near_anchor=index(1, queries, min(anchors, config.anchor_neighbours)),

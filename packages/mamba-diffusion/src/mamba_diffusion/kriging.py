@@ -139,24 +139,28 @@ def krige(queries: Tensor, points: Tensor, values: Tensor, index: Tensor, cov: C
     return torch.cat(means, 1), torch.cat(spreads, 1)
 
 
-def surprises(points: Tensor, values: Tensor, neighbours: int, cov: Covariance) -> tuple[Tensor, Tensor]:
+def nearest_others(points: Tensor, count: int, wraps: tuple[bool, ...]) -> Tensor:
+    """Return which other points are nearest to every point (B, M, d), M >= 2: (B, M, K), K = `count` or M - 1."""
+    others = nearest(points, points, count + 1, wraps)
+    own = torch.arange(points.shape[1], device=points.device)[:, None]
+    is_own = (others == own).long()
+    is_own[..., -1] += (is_own.sum(-1) == 0).long()  # among many points at one place, drop the last
+    return others.gather(-1, is_own.argsort(dim=-1, stable=True)[..., :-1])
+
+
+def surprises(points: Tensor, values: Tensor, others: Tensor, cov: Covariance) -> tuple[Tensor, Tensor]:
     """Compare every sensor with kriging of the others.
 
     Args:
         points: (B, M, d), M >= 2.
         values: (B, M, C).
-        neighbours: K.
+        others: (B, M, K) from `nearest_others`.
         cov: Covariance, up to a factor.
 
     Returns:
         The differences in units of their own standard deviation (B, M, C), and the amplitude (B, 1, C) that makes
         their mean square 1: the field's own scale, whatever its unit.
     """
-    others = nearest(points, points, neighbours + 1, cov.wraps)
-    own = torch.arange(points.shape[1], device=points.device)[:, None]
-    is_own = (others == own).long()
-    is_own[..., -1] += (is_own.sum(-1) == 0).long()  # among many points at one place, drop the last
-    others = others.gather(-1, is_own.argsort(dim=-1, stable=True)[..., :-1])
     mean, spread = krige(points, points, values, others, cov)
     raw = (values - mean) / spread
     amplitude = raw.square().mean(1, keepdim=True).sqrt().clamp_min(LEAST_AMPLITUDE)

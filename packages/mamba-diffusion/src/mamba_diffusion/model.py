@@ -14,7 +14,7 @@ from .checks import refuse
 from .condition import Condition
 from .config import ModelConfig
 from .curve import hilbert_order, take
-from .kriging import Covariance, krige, nearest, surprises
+from .kriging import Covariance, krige, nearest, nearest_others, surprises
 from .ours import OursNetwork
 from .seed_models import SeedNetwork
 
@@ -90,7 +90,8 @@ class SparseField(
 
     def _krige(self, coords: Tensor, values: Tensor, queries: Tensor, anchors: int | None) -> Condition:
         c, cov = self.config, self.covariance
-        surprise, amplitude = surprises(coords, values, c.neighbours, cov)
+        others = nearest_others(coords, c.neighbours, cov.wraps)
+        surprise, amplitude = surprises(coords, values, others, cov)
         near = nearest(queries, coords, c.neighbours, cov.wraps)
         base, spread = krige(queries, coords, values, near, cov)
         order = hilbert_order(queries)
@@ -110,6 +111,7 @@ class SparseField(
             surprise=surprise,
             centre=values.mean(1, keepdim=True),
             scale=values.std(1, keepdim=True).clamp_min(LEAST_SCALE),
+            near_input=others,
             near=near,
             anchor=anchor,
             near_anchor=nearest(queries, places, c.anchor_neighbours, cov.wraps),

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .condition import Condition
 from .config import ModelConfig
-from .curve import take
+from .curve import inverse, take
 from .frontend import Attention, Fourier, time_features, time_mlp
 from .kriging import offsets, pick
 
@@ -74,18 +74,41 @@ class NeighbourAttention(nn.Module):
         return self.out(y.flatten(-2))
 
 
-class ContextLayer(nn.Module):
-    """Both scans over the curve, then a feed-forward part."""
+class SensorAttention(NeighbourAttention):
+    """Attention from every sensor to the other sensors around it."""
+
+    def forward(self, x: Tensor, index: Tensor, relation: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Attend from (B, Ni, width) to its own rows `index` (B, Ni, K); relation (B, Ni, K, f)."""
+        return super().forward(x, x, index, relation)
+
+
+class CurveScan(nn.Module):
+    """Both scans over the tokens in the order of the curve."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.mamba = BidirectionalMamba(config.width, d_state=config.d_state)
+
+    def forward(self, x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+        """Map (B, M, width); `order` and `back` (B, M) lead to the curve and back."""
+        return take(self.mamba(take(x, order)), back)
+
+
+class ContextLayer(nn.Module):
+    """Sensors look at the sensors around them, all tokens are scanned along the curve, then a feed-forward part."""
+
+    def __init__(self, config: ModelConfig, features: int) -> None:
+        super().__init__()
         width = config.width
-        self.scan = Modulated(width, BidirectionalMamba(width, d_state=config.d_state))
+        self.near = Modulated(width, SensorAttention(width, config.heads, features))
+        self.scan = Modulated(width, CurveScan(config))
         self.mlp = Modulated(width, _mlp(width, config.dropout))
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """(B, M, width) to (B, M, width)."""
-        return self.mlp(self.scan(x, time), time)
+    def forward(self, x: Tensor, time: Tensor, order: Tensor, back: Tensor, index: Tensor, relation: Tensor) -> Tensor:
+        """(B, Ni + A, width), sensors first, to the same."""
+        sensors = index.shape[1]
+        x = torch.cat([self.near(x[:, :sensors], time, index, relation), x[:, sensors:]], 1)
+        return self.mlp(self.scan(x, time, order, back), time)
 
 
 class Latents(nn.Module):
@@ -145,7 +168,8 @@ class OursNetwork(nn.Module):
         self.query_proj = nn.Linear(2 * config.fourier + 3 * channels, width)
         self.time_mlp = time_mlp(width - width % 2)
         self.time_proj = nn.Linear(width - width % 2, 3 * width)
-        self.context_layers = nn.ModuleList(ContextLayer(config) for _ in range(config.layers))
+        among = dims + 1 + channels
+        self.context_layers = nn.ModuleList(ContextLayer(config, among) for _ in range(config.layers))
         self.context_norm = nn.LayerNorm(width)
         self.latents = Latents(config)
         features = dims + 2 + 2 * channels
@@ -186,16 +210,27 @@ class OursNetwork(nn.Module):
 
     def _context(self, anchors: Tensor, time: Tensor, given: Condition) -> Tensor:
         """Mix the tokens of sensors and anchors along the curve; return them sensors first, (B, Ni + A, width)."""
-        assert given.anchor is not None and given.context_order is not None
+        assert given.anchor is not None and given.context_order is not None and given.near_input is not None
         features = torch.cat([self._relative(given.input_values, given), _surprise(given)], -1)
         sensors = self.input_proj(torch.cat([self.fourier(given.input_coords), squash(features)], -1))
-        tokens = torch.cat([sensors, self._query_tokens(anchors, given, given.anchor)], 1)
-        context = take(tokens, given.context_order)
+        context = torch.cat([sensors, self._query_tokens(anchors, given, given.anchor)], 1)
+        order, index, relation = given.context_order, given.near_input, self._among_sensors(given)
+        back = inverse(order)
         for layer in self.context_layers:
-            context = self._run(layer, context, time)
-        back = torch.empty_like(context)
-        back.scatter_(1, given.context_order[..., None].expand_as(context), context)
-        return self.context_norm(back)
+            context = self._run(layer, context, time, order, back, index, relation)
+        return self.context_norm(context)
+
+    def _among_sensors(self, given: Condition) -> Tensor:
+        """Return how the neighbours of every sensor lie and differ, (B, Ni, K, d + 1 + C)."""
+        assert given.near_input is not None and given.scale is not None
+        offset = self._offset(given.input_coords, given.near_input, given.input_coords)
+        differ = pick(given.input_values, given.near_input) - given.input_values[:, :, None]
+        return squash(torch.cat([offset, differ / given.scale[:, :, None]], -1))
+
+    def _offset(self, places: Tensor, index: Tensor, centres: Tensor) -> Tensor:
+        """Return offsets and distances of places[index] from the centres (B, N, d), in grid steps: (B, N, K, d + 1)."""
+        offset = GRID * offsets(pick(places, index), centres[:, :, None], self.wraps)
+        return torch.cat([offset, offset.norm(dim=-1, keepdim=True)], -1)
 
     def _query_tokens(self, noisy: Tensor, given: Condition, index: Tensor | None = None) -> Tensor:
         coords, base, spread = given.query_coords, given.base, given.spread
@@ -227,9 +262,9 @@ class OursNetwork(nn.Module):
         is_anchor = torch.zeros_like(values[..., :1])
         is_anchor[:, :, part.near.shape[2] :] = 1
         places = torch.cat([given.input_coords, take(given.query_coords, given.anchor)], 1)
-        offset = GRID * offsets(pick(places, index), part.query_coords[:, :, None], self.wraps)
+        offset = self._offset(places, index, part.query_coords)
         own = noisy[:, :, None].expand_as(values)
-        relation = squash(torch.cat([offset, offset.norm(dim=-1, keepdim=True), is_anchor, values, own], -1))
+        relation = squash(torch.cat([offset, is_anchor, values, own], -1))
         x = self._query_tokens(noisy, part)
         for layer in self.decoder_layers:
             x = self._run(layer, x, time, context, latents, index, relation)
