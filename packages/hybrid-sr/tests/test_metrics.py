@@ -75,3 +75,10 @@ def test_errors(function, shape_b, dtype, crop, message):
 def test_alpha_is_refused():
     with pytest.raises(ValueError, match=r"image must be \(H, W, 3\) RGB or \(H, W\) grey"):
         psnr_y(np.zeros((20, 20, 4), np.uint8), np.zeros((20, 20, 4), np.uint8))
+
+
+def test_ssim_needs_no_opencv(monkeypatch):
+    a, b = np.random.default_rng(0).integers(0, 256, (2, 24, 30, 3), dtype=np.uint8)
+    with_opencv = ssim_y(a, b)
+    monkeypatch.setattr("hybrid_sr.metrics.find_spec", lambda name: None)
+    assert ssim_y(a, b) == pytest.approx(with_opencv, abs=1e-12)

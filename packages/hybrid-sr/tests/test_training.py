@@ -13,9 +13,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from hybrid_sr.config import PRESETS
+from hybrid_sr.graphs import record
 from hybrid_sr.guard import FiniteGuard, NonFiniteError, Stop
 from hybrid_sr.loss import pixel_loss
 from hybrid_sr.metrics import psnr_y
+from hybrid_sr.model import HybridSR
 from hybrid_sr.options import parse
 from hybrid_sr.pace import Pace
 from hybrid_sr.photos import Pair, shrink
@@ -72,12 +74,44 @@ def test_published_recipe():
         ({"stop_at": 0}, "stop_at must be at least 1"),
         ({"precision": "fp8"}, "precision must be one of no, bf16, fp16"),
         ({"loss": "l2"}, "loss must be one of l1, charbonnier"),
+        ({"graph": True, "compile": True}, "graph must be off with compile"),
+        ({"graph": True, "micro_batch": 2}, "graph must be off with .* accumulation"),
         ({"processes": 3}, r"global_batch must be a multiple of micro_batch \* processes = 4 \* 3 = 12, got 4"),
     ],
 )
 def test_contradictions_are_refused(change: dict, said: str):
     with pytest.raises(ValueError, match=said):
         dataclasses.replace(recipe("tiny"), **change)
+
+
+def test_recording_without_a_gpu_is_refused():
+    cfg = dataclasses.replace(recipe("tiny"), graph=True)
+    with pytest.raises(ValueError, match="--graph must have a CUDA GPU, got cpu"):
+        record(HybridSR(cfg.model), cfg, torch.device("cpu"))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ("contrast-no-pe-no-cab", "hat-light"))
+def test_recorded_pass_is_the_pass(name: str):
+    cfg = dataclasses.replace(recipe(name), micro_batch=2, global_batch=2, graph=True)
+    device = torch.device("cuda")
+    torch.manual_seed(0)
+    plain = HybridSR(cfg.model).to(device)
+    recorded = HybridSR(cfg.model).to(device)
+    recorded.load_state_dict(plain.state_dict())
+    record(recorded, cfg, device)
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        x = torch.rand(2, 3, cfg.patch, cfg.patch, device=device)
+        outputs = []
+        for network in (plain.train(), recorded.train()):
+            network.zero_grad()
+            y = network(x)
+            y.square().mean().backward()
+            outputs.append([y.detach().clone(), *(p.grad.clone() for p in network.parameters() if p.grad is not None)])
+        assert len(outputs[0]) == len(outputs[1]) == 1 + len(list(plain.parameters()))
+        for a, b in zip(*outputs, strict=True):
+            assert (a - b).norm() <= 1e-3 * a.norm() + 1e-7
 
 
 def test_unknown_preset_lists_the_known():

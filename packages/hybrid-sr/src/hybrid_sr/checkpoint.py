@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from .model import HybridSR
 
+METRICS, VALIDATION = "metrics.jsonl", "validation.jsonl"  # curves: rows of the loss, and of the PSNR
 FILES, PROGRESS = "files.json", "progress.json"
 SPARE_BYTES = 64 * 2**20  # for pictures and logs
 COPIES = 4  # weights, their average, two moments: float32 each
@@ -192,19 +193,19 @@ def latest(out: Path, *, verbose: bool = True) -> Path | None:
 def resume(accelerator: Accelerator, out: Path) -> Progress:
     """Load the newest whole checkpoint into what `accelerator` holds; a run without any starts from step 0.
 
-    Rows of metrics.jsonl that are newer than the checkpoint are dropped: they will be written again.
+    Rows of the curves that are newer than the checkpoint are dropped: they will be written again.
     """
     folder = latest(out, verbose=accelerator.is_main_process)
     progress = Progress()
     if folder is not None:
         accelerator.load_state(str(folder))
         progress = Progress(**json.loads((folder / PROGRESS).read_text()))
-    metrics = out / "metrics.jsonl"
     if accelerator.is_main_process:
         print(f"resuming from {folder}" if folder else f"no checkpoint in {out}, starting at step 0", file=sys.stderr)
-        if metrics.is_file():
-            rows = [line for line in metrics.read_text().splitlines() if _step_of(line) <= progress.step]
-            replace_text(metrics, "".join(f"{row}\n" for row in rows))
+        for curve in (out / METRICS, out / VALIDATION):
+            if curve.is_file():
+                rows = [line for line in curve.read_text().splitlines() if _step_of(line) <= progress.step]
+                replace_text(curve, "".join(f"{row}\n" for row in rows))
     return progress
 
 

@@ -7,6 +7,7 @@ Source: the protocol of BasicSR, checked against its numbers.
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,11 +120,16 @@ def _psnr(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 def _blur(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Gaussian mean where the whole window fits: (h, w) -> (h - 10, w - 10)."""
-    import cv2
-
-    taps = cv2.getGaussianKernel(SSIM_WINDOW, SSIM_SIGMA, cv2.CV_64F)
     edge = SSIM_WINDOW // 2
-    blurred = np.asarray(cv2.sepFilter2D(np.ascontiguousarray(x), cv2.CV_64F, taps, taps), np.float64)
+    if find_spec("cv2") is None:  # a bare GPU machine; ten times slower
+        from scipy.ndimage import gaussian_filter
+
+        blurred = gaussian_filter(x, SSIM_SIGMA, radius=edge)
+    else:
+        import cv2
+
+        taps = cv2.getGaussianKernel(SSIM_WINDOW, SSIM_SIGMA, cv2.CV_64F)
+        blurred = np.asarray(cv2.sepFilter2D(np.ascontiguousarray(x), cv2.CV_64F, taps, taps), np.float64)
     return blurred[edge : x.shape[0] - edge, edge : x.shape[1] - edge]
 
 

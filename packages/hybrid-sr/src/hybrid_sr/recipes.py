@@ -51,6 +51,8 @@ class TrainConfig:
         precision: "no" is float32; "bf16" and "fp16" are autocast.
         checkpoint_activations: Recompute activations in the backward pass to save memory.
         compile: Run the network through torch.compile.
+        graph: Record forward and backward as CUDA graphs and replay them, for one process without accumulation. Starts
+            faster than `compile` and leaves the host next to nothing to do.
         seed: Of the initial weights and of every crop.
         workers: Loader processes; 0 loads in the main one. The crops do not depend on it. A stream always has one.
         log_every: Steps between rows of metrics.jsonl; the host waits for the device only then.
@@ -84,6 +86,7 @@ class TrainConfig:
     precision: Precision = "no"
     checkpoint_activations: bool = False
     compile: bool = False
+    graph: bool = False
     seed: int = 10
     workers: int = 4
     log_every: int = 100
@@ -114,6 +117,12 @@ class TrainConfig:
             raise ValueError(
                 f"TrainConfig: global_batch must be a multiple of micro_batch * processes = {self.micro_batch} * "
                 f"{self.processes} = {per_pass}, got {self.global_batch}; change one of the three"
+            )
+
+        if self.graph and (self.compile or self.checkpoint_activations or self.processes > 1 or self.micro_steps > 1):
+            raise ValueError(
+                "TrainConfig: graph must be off with compile, checkpoint_activations, several processes or "
+                "accumulation, got both; leave out one of them"
             )
 
     @property

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from .checkpoint import Progress, check_folder, check_space, open_folder, resume
 from .data import Source, open_source
+from .graphs import record
 from .guard import FiniteGuard
 from .model import HybridSR
 from .photos import Pair
@@ -84,6 +85,8 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
         plain.parameters(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True
     )
     guard = FiniteGuard(accelerator, optimizer)
+    if cfg.graph:
+        record(plain, cfg, accelerator.device)
     network, wrapped = accelerator.prepare(plain, optimizer)
     accelerator.register_for_checkpointing(average)
     accelerator.wait_for_everyone()

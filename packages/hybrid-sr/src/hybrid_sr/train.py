@@ -197,13 +197,16 @@ def keep(run: Run, pace: Pace) -> None:
         NonFiniteError: A step since the last report was not finite; nothing is saved then.
         OSError: The checkpoint could not be written.
     """
-    from .checkpoint import save
+    from .checkpoint import VALIDATION, save
     from .validation import score
 
     run.guard.refuse(run.cfg, run.out, run.source.names)
     progress = run.progress
     progress.score = score(run.average, run.shown, run.cfg.scale, run.accelerator.device)
     network: HybridSR = run.average.module  # pyright: ignore[reportAssignmentType]
+    if run.accelerator.is_main_process and not math.isnan(progress.score):
+        with (run.out / VALIDATION).open("a") as file:
+            file.write(json.dumps({"step": progress.step, "psnr_y": progress.score}) + "\n")
     folder = save(run.accelerator, run.cfg, run.out, network, progress)
     pace.say(f"saved {folder}" + ("" if math.isnan(progress.score) else f", validation {progress.score:.2f} dB"))
 

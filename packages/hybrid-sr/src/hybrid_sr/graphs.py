@@ -1,0 +1,34 @@
+"""Record a network's forward and backward pass once and replay them: the host then starts two things a step.
+
+Small networks are bound by the host, which starts thousands of kernels a step; a recorded pass takes it no time.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .model import HybridSR
+from .recipes import TrainConfig
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def record(network: HybridSR, cfg: TrainConfig, device: torch.device) -> None:
+    """Replace the training pass of a network by its recording for the run's crops.
+
+    Args:
+        network: On the device; outside of training it runs as before.
+        cfg: Gives batch, crop and precision.
+        device: Of the network.
+
+    Raises:
+        ValueError: The device is no CUDA GPU.
+
+    Source: torch.cuda.make_graphed_callables.
+    """
+    if device.type != "cuda":
+        raise ValueError(f"train: --graph must have a CUDA GPU, got {device.type}; leave it out here")
+    network.train()
+    crops = torch.zeros(cfg.micro_batch, 3, cfg.patch, cfg.patch, device=device)
+    with torch.autocast("cuda", DTYPES[cfg.precision], enabled=cfg.precision != "no", cache_enabled=False):
+        torch.cuda.make_graphed_callables(network, (crops,))
