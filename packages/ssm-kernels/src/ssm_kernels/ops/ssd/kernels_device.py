@@ -50,7 +50,7 @@ def forward_kernel(
     D_STEP: tl.constexpr,
     PRECISE: tl.constexpr,
     OPERAND: tl.constexpr,
-    HALF: tl.constexpr,
+    LOST: tl.constexpr,
     PRODUCT: tl.constexpr,
 ) -> None:  # fmt: skip
     """Walk a unit with the state in registers. D_STEP is the stride of D over p: 0 for one weight a head."""
@@ -91,10 +91,10 @@ def forward_kernel(
         wide = values.to(tl.float32)
         fed = wide * delta[:, None]
         mixed = tl.dot(out_of, tl.trans(into), input_precision=PRODUCT) * decay_within(high, low, CHUNK, PRECISE)
-        out = tl.dot(out_of, operand(state, OPERAND, HALF), input_precision=PRODUCT)
+        out = tl.dot(out_of, operand(state, OPERAND, LOST), input_precision=PRODUCT)
         out *= decay_since_start(high, low, PRECISE)[:, None]
-        out += tl.dot(operand(mixed, OPERAND, HALF), operand(fed, OPERAND, HALF), input_precision=PRODUCT)
-        leaving = operand(fed * decay_to_end(high, low, CHUNK, PRECISE)[:, None], OPERAND, HALF)
+        out += tl.dot(operand(mixed, OPERAND, LOST), operand(fed, OPERAND, LOST), input_precision=PRODUCT)
+        leaving = operand(fed * decay_to_end(high, low, CHUNK, PRECISE)[:, None], OPERAND, LOST)
         passed = power(at_end(high + low, CHUNK), PRECISE)
         state = state * passed + tl.dot(tl.trans(into), leaving, input_precision=PRODUCT)
         if D is not None:
@@ -128,7 +128,7 @@ def output_kernel(
     D_STEP: tl.constexpr,
     PRECISE: tl.constexpr,
     OPERAND: tl.constexpr,
-    HALF: tl.constexpr,
+    LOST: tl.constexpr,
     PRODUCT: tl.constexpr,
 ) -> None:  # fmt: skip
     """Make the outputs of one chunk from the state before it, for states that are too large for registers."""
@@ -163,10 +163,10 @@ def output_kernel(
         out_of = load_tile(C, C_t, places, n, N, N % BLOCK_N == 0).to(OPERAND)
         state = load_state(saved + (slot * H + head) * (P * N), n, p, N, P, P, 1)
         scores = tl.dot(out_of, tl.trans(into), scores, input_precision=PRODUCT)
-        out = tl.dot(out_of, operand(state, OPERAND, HALF), out, input_precision=PRODUCT)
+        out = tl.dot(out_of, operand(state, OPERAND, LOST), out, input_precision=PRODUCT)
     out *= decay_since_start(high, low, PRECISE)[:, None]
-    mixed = operand(scores * decay_within(high, low, CHUNK, PRECISE), OPERAND, HALF)
-    out += tl.dot(mixed, operand(wide * delta[:, None], OPERAND, HALF), input_precision=PRODUCT)
+    mixed = operand(scores * decay_within(high, low, CHUNK, PRECISE), OPERAND, LOST)
+    out += tl.dot(mixed, operand(wide * delta[:, None], OPERAND, LOST), input_precision=PRODUCT)
     if D is not None:
         skip = tl.load(D + head * (P if D_STEP == 1 else 1) + p * D_STEP, mask=p < P, other=0.0)
         out += skip.to(tl.float32)[None, :] * wide

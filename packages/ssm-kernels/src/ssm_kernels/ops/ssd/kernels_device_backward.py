@@ -66,7 +66,7 @@ def backward_kernel(
     D_STEP: tl.constexpr,
     PRECISE: tl.constexpr,
     OPERAND: tl.constexpr,
-    HALF: tl.constexpr,
+    LOST: tl.constexpr,
     PRODUCT: tl.constexpr,
 ) -> None:  # fmt: skip
     """Make the gradients of a chunk: of x, dt and z in place, of what programs share as partial sums."""
@@ -120,7 +120,7 @@ def backward_kernel(
     wide = load_tile(x, x_t, places, p, P, EVEN_P).to(tl.float32)
     grad = load_tile(grad_y, grad_t, places, p, P, EVEN_P).to(tl.float32)
     grad = tl.where(alive[:, None], grad, 0.0)
-    fed = operand(wide * delta[:, None], OPERAND, HALF)
+    fed = operand(wide * delta[:, None], OPERAND, LOST)
     skip = tl.zeros([BLOCK_P], tl.float32)
     if D is not None:
         skip = tl.load(D + head * (P if D_STEP == 1 else 1) + p * D_STEP, mask=here_p, other=0.0).to(tl.float32)
@@ -136,14 +136,14 @@ def backward_kernel(
         state = load_state(states, n, p, N, P, P, 1)
         adjoint = load_state(adjoints, n, p, N, P, P, 1)
         overlap += tl.sum(tl.sum(state * adjoint, 1), 0)
-        state_in = operand(state, OPERAND, HALF)
-        adjoint_in = operand(adjoint, OPERAND, HALF)
+        state_in = operand(state, OPERAND, LOST)
+        adjoint_in = operand(adjoint, OPERAND, LOST)
         scores = tl.dot(out_of, tl.trans(into), scores, input_precision=PRODUCT)
         behind = tl.dot(into, adjoint_in, behind, input_precision=PRODUCT)
         if z is not None:
             ahead = tl.dot(out_of, state_in, ahead, input_precision=PRODUCT)
     scores *= decay_within(high, low, CHUNK, PRECISE)
-    mixed = operand(scores, OPERAND, HALF)
+    mixed = operand(scores, OPERAND, LOST)
     since_start = decay_since_start(high, low, PRECISE)
     to_end = decay_to_end(high, low, CHUNK, PRECISE)
     if z is not None:
@@ -154,7 +154,7 @@ def backward_kernel(
         found = grad * out * opened * (1.0 + gate * (1.0 - opened))
         tl.store(grad_z + at, found.to(grad_z.dtype.element_ty), mask=here)
         grad *= gate * opened
-    grad_in = operand(grad, OPERAND, HALF)
+    grad_in = operand(grad, OPERAND, LOST)
     behind *= to_end[:, None]
     stored = tl.where(alive, delta * tl.sum(wide * behind, 1), 0.0)  # a product that no difference is fused with
     behind += tl.dot(tl.trans(mixed), grad_in, input_precision=PRODUCT)
@@ -167,15 +167,15 @@ def backward_kernel(
 
     pairs = tl.dot(grad_in, tl.trans(fed), input_precision=PRODUCT)
     lapse = crossings(pairs * scores, CHUNK, PRECISE)
-    spread = operand(pairs * decay_within(high, low, CHUNK, PRECISE), OPERAND, HALF)
+    spread = operand(pairs * decay_within(high, low, CHUNK, PRECISE), OPERAND, LOST)
     touched = grad_delta * 0.0
     for block in tl.static_range(BLOCKS_N):
         n = block * BLOCK_N + local_n
         if BLOCKS_N > 1:
             into = load_tile(B, B_t, places, n, N, EVEN_N).to(OPERAND)
             out_of = load_tile(C, C_t, places, n, N, EVEN_N).to(OPERAND)
-            state_in = operand(load_state(states, n, p, N, P, P, 1), OPERAND, HALF)
-            adjoint_in = operand(load_state(adjoints, n, p, N, P, P, 1), OPERAND, HALF)
+            state_in = operand(load_state(states, n, p, N, P, P, 1), OPERAND, LOST)
+            adjoint_in = operand(load_state(adjoints, n, p, N, P, P, 1), OPERAND, LOST)
         at = places[:, None] * (PARTS * N) + n[None, :]
         here = alive[:, None] & (n < N)[None, :]
         found = tl.dot(grad_in, tl.trans(state_in), input_precision=PRODUCT) * since_start[:, None]
@@ -230,20 +230,20 @@ def sum_kernel(
         total_bias = tl.zeros([BLOCK_SLOTS], tl.float32)
         total_D = tl.zeros([BLOCK_SLOTS], tl.float32)
         for block in tl.static_range(BLOCKS):
-            total = tl.zeros([BLOCK_SLOTS, BLOCK_P], tl.float32)
+            sums = tl.zeros([BLOCK_SLOTS, BLOCK_P], tl.float32)
             for i in range(0, total_slots, BLOCK_SLOTS):
                 here = i + u < total_slots
                 at = part_sums + ((i + u).to(tl.int64) * (HEADS * BLOCKS) + program * BLOCKS + block) * (BLOCK_P + 2)
                 total_A += tl.load(at + BLOCK_P, mask=here, other=0.0)
                 total_bias += tl.load(at + BLOCK_P + 1, mask=here, other=0.0)
                 if grad_D is not None:
-                    total += tl.load(at[:, None] + local[None, :], mask=here[:, None], other=0.0)
+                    sums += tl.load(at[:, None] + local[None, :], mask=here[:, None], other=0.0)
             if grad_D is not None:
                 p = block * BLOCK_P + local
                 if D_STEP == 1:
-                    tl.store(grad_D + head * P + p, tl.sum(total, 0).to(grad_D.dtype.element_ty), mask=p < P)
+                    tl.store(grad_D + head * P + p, tl.sum(sums, 0).to(grad_D.dtype.element_ty), mask=p < P)
                 else:
-                    total_D += tl.sum(tl.where((p < P)[None, :], total, 0.0), 1)
+                    total_D += tl.sum(tl.where((p < P)[None, :], sums, 0.0), 1)
         tl.store(grad_A + head, tl.sum(total_A, 0).to(grad_A.dtype.element_ty))
         if grad_bias is not None:
             tl.store(grad_bias + head, tl.sum(total_bias, 0).to(grad_bias.dtype.element_ty))

@@ -1,7 +1,8 @@
 """What the kernels of the Mamba-2 scan share: products on tensor cores, decays inside a chunk, tiles in memory.
 
-Products take operands of type OPERAND, which HALF rounds to bfloat16 (the interpreter keeps those in float32, since its
-own bfloat16 products are wrong), and add in float32. PRECISE is single precision wanted to its last bits.
+Products take operands of type OPERAND, rounded to bfloat16 (the interpreter keeps those in float32, since its own
+bfloat16 products are wrong), tf32 or nothing less than float32, and add in float32. PRECISE is single precision wanted
+to its last bits.
 """
 # Kernels take constexpr parameters as plain values.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOptionalMemberAccess=false
@@ -19,11 +20,15 @@ FADED = tl.constexpr(-160.0)  # a decay this strong leaves nothing, and no longe
 
 
 @triton.jit
-def operand(value, OPERAND: tl.constexpr, HALF: tl.constexpr):
-    """Round to what a product takes; for the interpreter by its bits, since its conversion cuts off."""
-    if HALF and OPERAND == tl.float32:  # noqa: SIM300
+def operand(value, OPERAND: tl.constexpr, LOST: tl.constexpr):
+    """Round to what a product takes, LOST bits of float32 less: by the bits where the conversion would cut them off.
+
+    Tensor cores do so with tf32, and the interpreter with bfloat16.
+    """
+    if LOST > 0 and OPERAND == tl.float32:  # noqa: SIM300
         bits = value.to(tl.int32, bitcast=True)
-        value = ((bits + 32767 + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+        bits = (bits + ((1 << (LOST - 1)) - 1) + ((bits >> LOST) & 1)) & -(1 << LOST)
+        value = bits.to(tl.float32, bitcast=True)
     return value.to(OPERAND)
 
 

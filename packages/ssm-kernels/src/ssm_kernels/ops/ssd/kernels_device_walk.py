@@ -51,7 +51,7 @@ def walk_kernel(
     WIDE: tl.constexpr,
     PRECISE: tl.constexpr,
     OPERAND: tl.constexpr,
-    HALF: tl.constexpr,
+    LOST: tl.constexpr,
     PRODUCT: tl.constexpr,
 ) -> None:  # fmt: skip
     """Walk a unit. LOCAL starts from zero and writes what leaves, and the logarithm of the unit's decay.
@@ -125,7 +125,7 @@ def walk_kernel(
         share = tl.where(ends_first, delta * decay_to_end(high, low, CHUNK, PRECISE), since_start)
         over = at_end(high + low, CHUNK)
         elapsed += over
-        gained = operand(values * share[:, None], OPERAND, HALF)
+        gained = operand(values * share[:, None], OPERAND, LOST)
         state = state * power(over, PRECISE) + tl.dot(tl.trans(weights), gained, input_precision=PRODUCT)
     if LOCAL:
         store_state(ends + ((side * units + unit) * HEADS + own) * SIZE, state, n, p, N, P, 1, N)

@@ -76,7 +76,7 @@ def layout(heads: int, groups: int, width: int, state: int, chunk: int, dtypes: 
         "BLOCK_P": block_p,
         "PRECISE": precise,
         "OPERAND": tl.bfloat16 if half and not interpreted else tl.float32,
-        "HALF": half,
+        "LOST": 16 if half else 0 if precise else 13,  # bits of float32 that bfloat16 and tf32 do not have
         "PRODUCT": "ieee" if precise else "tf32",
         "num_warps": 8 if precise else 4,
         **FUSION,
