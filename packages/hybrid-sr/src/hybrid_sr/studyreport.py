@@ -1,0 +1,182 @@
+"""What comes out of a study: study.json, a table, the plot of quality against cost, the plot of the curves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from .study import ALL, SETTINGS, write
+from .studyrows import BASE, ROWS
+
+TABLE, PLOT, CURVES = "table.md", "study.png", "curves.png"
+
+
+def report(folder: Path) -> list[Path]:
+    """Write study.json, table.md and (where matplotlib is installed) the plots; return the files.
+
+    Raises:
+        ValueError: No run is done.
+    """
+    rows = [json.loads(file.read_text()) for file in sorted((folder / "rows").glob("*.json"))]
+    if not rows:
+        raise ValueError(f"--out: must be a study with a finished run, got {folder}; train some first")
+    speed = [json.loads(file.read_text()) for file in sorted((folder / "speed").glob("*.json"))]
+    result = {
+        "rows": _without_environment(rows),
+        "speed": _without_environment(speed),
+        "settings": json.loads((folder / SETTINGS).read_text()),
+        "environment": rows[0]["environment"],
+    }
+    write(folder / ALL, result)
+    (folder / TABLE).write_text(table(summary(result)))
+    files = [folder / ALL, folder / TABLE]
+    return files + draw(result, folder)
+
+
+def _without_environment(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if name != "environment"} for row in rows]
+
+
+def summary(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return one line a network, in the order of the study: means over seeds, half the range, and its speed.
+
+    Lines hold `method`, `seeds`, `parameters`, `macs`, `scan_ops`, `psnr_y`, `psnr_spread` (half the distance of the
+    best and the worst seed, dB), `ssim_y`, `ssim_spread`, `difference` (dB to the base, mean over common seeds), and
+    None or figures under `train_samples_per_s`, `train_peak_bytes`, `megapixels_per_s`, `peak_bytes`.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {row.name: [] for row in ROWS}
+    for row in result["rows"]:
+        groups.setdefault(row["method"], []).append(row)
+    base = {row["seed"]: row["psnr_y"] for row in groups[BASE]}
+    speed = {row["method"]: row for row in result["speed"]}
+    lines = []
+    for method, rows in groups.items():
+        if not rows:
+            continue
+        line: dict[str, Any] = {"method": method, "seeds": len(rows)}
+        line |= {name: rows[0][name] for name in ("parameters", "macs", "scan_ops")}
+        for name, short in (("psnr_y", "psnr"), ("ssim_y", "ssim")):
+            values = [row[name] for row in rows]
+            line |= {name: mean(values), f"{short}_spread": (max(values) - min(values)) / 2}
+        common = [row["psnr_y"] - base[row["seed"]] for row in rows if row["seed"] in base]
+        line["difference"] = mean(common) if common else None
+        lines.append(line | _speed(speed.get(method)))
+    return lines
+
+
+def _speed(row: Mapping[str, Any] | None) -> dict[str, Any]:
+    names = ("train_samples_per_s", "train_peak_bytes", "megapixels_per_s", "peak_bytes")
+    if row is None:
+        return dict.fromkeys(names)
+    fastest = row.get("graph", row["eager"])
+    training, inference = fastest["training"], fastest["inference"]
+    values = (training["samples_per_s"], row["eager"]["training"]["peak_bytes"])
+    return dict(
+        zip(names, (*values, inference["megapixels_per_s"], row["eager"]["inference"]["peak_bytes"]), strict=True)
+    )
+
+
+def table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """Return the study as Markdown, one network a line."""
+    head = (
+        "network",
+        "parameters",
+        "MACs + scan, G",
+        "training, crops/s",
+        "training memory, GB",
+        "inference, MP/s",
+        "inference memory, GB",
+        "PSNR, dB",
+        "to the base, dB",
+        "SSIM",
+        "seeds",
+    )
+    out = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for line in lines:
+        cells = [
+            line["method"],
+            f"{line['parameters']:,}",
+            f"{line['macs'] / 1e9:.1f} + {line['scan_ops'] / 1e9:.1f}",
+            _number(line["train_samples_per_s"], 1, 0),
+            _number(line["train_peak_bytes"], 1e9, 2),
+            _number(line["megapixels_per_s"], 1, 1),
+            _number(line["peak_bytes"], 1e9, 2),
+            f"{line['psnr_y']:.3f} +- {line['psnr_spread']:.3f}",
+            "" if line["difference"] is None else f"{line['difference']:+.3f}",
+            f"{line['ssim_y']:.4f} +- {line['ssim_spread']:.4f}",
+            str(line["seeds"]),
+        ]
+        out.append("| " + " | ".join(cells) + " |")
+    return "\n".join(out) + "\n"
+
+
+def _number(value: float | None, unit: float, digits: int) -> str:
+    return "" if value is None else f"{value / unit:,.{digits}f}"
+
+
+def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Save the plots; return their files, none without matplotlib."""
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        return []
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot
+
+    lines = summary(result)
+    timed = [line for line in lines if line["train_samples_per_s"]]
+    figure, axes = pyplot.subplots(1, 1 + bool(timed), figsize=(6 + 5 * bool(timed), 0.3 * len(lines) + 1.5))
+    left = axes[0] if timed else axes
+    for place, line in enumerate(lines):
+        values = [row["psnr_y"] for row in result["rows"] if row["method"] == line["method"]]
+        left.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.6, markersize=5)
+        left.plot([line["psnr_y"]], [place], "|", color="black", markersize=12)
+    left.set_yticks(range(len(lines)), [line["method"] for line in lines], fontsize=8)
+    left.invert_yaxis()
+    left.set_xlabel("PSNR on luma, dB; a dot a seed")
+    left.grid(axis="x", alpha=0.3)
+    if timed:
+        axes[1].plot([line["train_samples_per_s"] for line in timed], [line["psnr_y"] for line in timed], "o")
+        for line in timed:
+            place = (line["train_samples_per_s"], line["psnr_y"])
+            axes[1].annotate(line["method"], place, fontsize=6, xytext=(3, 3), textcoords="offset points")
+        axes[1].set_xlabel("training, crops a second")
+        axes[1].set_ylabel("PSNR on luma, dB")
+    figure.tight_layout()
+    figure.savefig(folder / PLOT, dpi=130)
+    pyplot.close(figure)
+    draw_curves(result, folder / CURVES)
+    return [folder / PLOT, folder / CURVES]
+
+
+def draw_curves(result: Mapping[str, Any], file: Path) -> None:
+    """Save the PSNR curves as differences to the base's mean curve, means over seeds."""
+    from matplotlib import pyplot
+
+    means: dict[str, list[float]] = {}
+    steps: list[int] = []
+    for line in summary(result):
+        curves = [row["curve"] for row in result["rows"] if row["method"] == line["method"]]
+        steps = curves[0]["step"]
+        means[line["method"]] = [mean(values) for values in zip(*(c["psnr_y"] for c in curves), strict=True)]
+    base = means.get(BASE, next(iter(means.values())))
+    figure, axes = pyplot.subplots(1, 2, figsize=(12, 5))
+    axes[0].plot(steps, base, "k-o", markersize=3)
+    axes[0].set_title(f"{BASE}: PSNR of the curve's photos, dB", fontsize=9)
+    styles = ("-", "--", ":")
+    for number, (method, values) in enumerate(means.items()):
+        difference = [value - b for value, b in zip(values, base, strict=True)]
+        axes[1].plot(steps, difference, styles[number // 10 % 3], label=method, linewidth=1.2)
+    axes[1].set_title("difference to it, dB", fontsize=9)
+    axes[1].legend(fontsize=6, ncols=2)
+    for axis in axes:
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(file, dpi=130)
+    pyplot.close(figure)
