@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from .arguments import BenchmarkOptions, EvaluateOptions, InfoOptions, UpscaleOptions, parse_options
+from .tool_arguments import LamOptions, NormsOptions
 
 USAGE = """usage: hybrid-sr VERB ...
 
@@ -16,6 +17,9 @@ USAGE = """usage: hybrid-sr VERB ...
   train      train a network
   info       parameters, multiplications and scan operations of a network
   benchmark  speed and memory of a network on this machine
+  study      the light networks trained under one budget: table and plots
+  lam        which input pixels a network used for one part of its result
+  norms      how large the features of every group are
 
   hybrid-sr VERB --help   options of a verb
   hybrid-sr --version     version
@@ -48,6 +52,9 @@ def _dispatch(arguments: list[str]) -> int:
         "train": _train,
         "info": _info,
         "benchmark": _benchmark,
+        "study": _study,
+        "lam": _lam,
+        "norms": _norms,
     }
     if verb in verbs:
         return _guarded(verb, verbs[verb], arguments[1:])
@@ -128,6 +135,45 @@ def _benchmark(argv: list[str]) -> int:
     from .commands import benchmark_command
 
     return benchmark_command(options)
+
+
+def _lam(argv: list[str]) -> int:
+    options, image = parse_options(
+        "lam",
+        argv,
+        LamOptions,
+        description="Local attribution map: which input pixels a network used for one part of its result.",
+        positional=("image", "?", "The picture."),
+    )
+    from .inspection import lam_command
+
+    return lam_command(image, options)
+
+
+def _norms(argv: list[str]) -> int:
+    options, image = parse_options(
+        "norms",
+        argv,
+        NormsOptions,
+        description="L2 norm of the features after every group, per pixel.",
+        positional=("image", "?", "The picture."),
+    )
+    from .inspection import norms_command
+
+    return norms_command(image, options)
+
+
+def _study(argv: list[str]) -> int:
+    from .study import StudyOptions, study_command
+
+    options, family = parse_options(
+        "study",
+        argv,
+        StudyOptions,
+        description="Train the light networks under one budget and compare them.",
+        positional=("family", "?", "light"),
+    )
+    return study_command(family, options)
 
 
 def _train(argv: list[str]) -> int:
