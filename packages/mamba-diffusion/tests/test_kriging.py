@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from mamba_diffusion.curve import hilbert_index, hilbert_order, inverse, take
+from mamba_diffusion.curve import hilbert_index, hilbert_order, inverse, look_up, take
 from mamba_diffusion.kriging import Covariance, correlation, krige, nearest, nearest_others, offsets, surprises
 
 COV = Covariance("medium", 0.3, 1e-6, (False, False))
@@ -98,3 +98,10 @@ def test_order_and_its_inverse():
     order = hilbert_order(coords)
     torch.testing.assert_close(take(take(coords, order), inverse(order)), coords)
     np.testing.assert_array_equal(hilbert_order(take(coords, order)), torch.arange(20).expand(3, -1))
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+def test_table_of_the_curve_gives_its_index(dims):
+    """GPUs look the index up; a point on the edge belongs to the last cell."""
+    coords = torch.cat([torch.rand(2, 40, dims, generator=torch.Generator().manual_seed(0)), torch.ones(2, 1, dims)], 1)
+    assert torch.equal(look_up(coords, bits=4), hilbert_index(coords, bits=4))

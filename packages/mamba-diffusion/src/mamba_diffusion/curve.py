@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -46,7 +48,25 @@ def hilbert_index(coords: Tensor, bits: int = BITS) -> Tensor:
 
 def hilbert_order(coords: Tensor) -> Tensor:
     """Return the permutation (..., N) that sorts points (..., N, d) along the curve; equal places keep their order."""
-    return hilbert_index(coords).argsort(dim=-1, stable=True)
+    index = look_up(coords) if coords.is_cuda and coords.shape[-1] <= 2 else hilbert_index(coords)
+    return index.argsort(dim=-1, stable=True)
+
+
+def look_up(coords: Tensor, bits: int = BITS) -> Tensor:
+    """Return what `hilbert_index` does, from a table of all cells: on a GPU, three operations instead of hundreds."""
+    cells = (coords.detach() * 2**bits).long().clamp(0, 2**bits - 1)
+    place = cells[..., 0]
+    for axis in range(1, cells.shape[-1]):
+        place = place << bits | cells[..., axis]
+    return _table(cells.shape[-1], bits, coords.device)[place]
+
+
+@lru_cache(maxsize=4)
+def _table(dims: int, bits: int, device: torch.device) -> Tensor:
+    """Return the index of every cell, (2^(bits * dims),)."""
+    axes = [(torch.arange(2**bits, device=device, dtype=torch.float64) + 0.5) / 2**bits] * dims
+    cells = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
+    return hilbert_index(cells, bits)
 
 
 def take(x: Tensor, order: Tensor) -> Tensor:

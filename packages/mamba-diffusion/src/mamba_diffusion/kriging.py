@@ -101,7 +101,7 @@ def solve(matrix: Tensor, right: Tensor) -> Tensor:
         row = table[..., step, :] / table[..., step, step, None]
         factor = table[..., step].clone()
         factor[..., step] -= 1  # so that the row itself becomes the scaled one
-        table = table - factor[..., None] * row[..., None, :]
+        table = torch.addcmul(table, factor[..., None], row[..., None, :], value=-1)
     return table[..., size:]
 
 

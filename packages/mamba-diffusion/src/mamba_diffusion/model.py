@@ -94,11 +94,10 @@ class SparseField(
         surprise, amplitude = surprises(coords, values, others, cov)
         near = nearest(queries, coords, c.neighbours, cov.wraps)
         base, spread = krige(queries, coords, values, near, cov)
-        order = hilbert_order(queries)
-        count = min(queries.shape[1], c.anchors)
         if anchors is None:
+            count = min(queries.shape[1], c.anchors)
             steps = torch.arange(count, device=queries.device) * queries.shape[1] // count
-            anchor = order[:, steps]
+            anchor = hilbert_order(queries)[:, steps]
         else:
             anchor = torch.arange(anchors, device=queries.device).expand(queries.shape[0], -1)
         places = take(queries, anchor)

@@ -51,7 +51,7 @@ class Points:
         return ((places - self.extent[:, 0]) / (sides if stretch else sides.max())).astype(np.float32)
 
 
-def read_points(path: Path, *, extent: NDArray[np.float64] | None = None) -> Points:
+def read_points(path: str | Path, *, extent: NDArray[np.float64] | None = None) -> Points:
     """Read a CSV file with a header, or an NPZ file.
 
     CSV: columns x, y, z (as many as there are axes) or lon, lat, then one column a channel; a unit may stand in
@@ -65,6 +65,7 @@ def read_points(path: Path, *, extent: NDArray[np.float64] | None = None) -> Poi
     Raises:
         ValueError: Something is wrong with it: the message names the line or point and what to do.
     """
+    path = Path(path)
     if not path.is_file():
         refuse("read_points", "points", "a .csv or .npz file", f"{path}, which is not there", "check the path")
     if path.suffix.lower() == ".npz":
