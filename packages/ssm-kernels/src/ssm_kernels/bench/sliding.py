@@ -63,14 +63,6 @@ def sees(query: Tensor, key: Tensor, height: int, width: int, window: int) -> Te
     return (row >= top) & (row < top + window) & (column >= left) & (column < left + window)
 
 
-@cache
-def _compiled() -> Any:
-    """FlexAttention is slower than dense attention unless it is compiled."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention, dynamic=False)
-
-
 def _flex(height: int, width: int, window: int, device: torch.device) -> Any:
     @cache
     def blocks() -> Any:
@@ -82,7 +74,15 @@ def _flex(height: int, width: int, window: int, device: torch.device) -> Any:
         tokens = height * width
         return create_block_mask(near, None, None, tokens, tokens, device=str(device))
 
+    @cache
+    def compiled() -> Any:
+        """Compile it anew: every size is a compilation, of which PyTorch makes eight before it gives up quietly."""
+        from torch.nn.attention.flex_attention import flex_attention
+
+        torch.compiler.reset()
+        return torch.compile(flex_attention, dynamic=False)
+
     def call(x: Tensors) -> Tensor:
-        return _compiled()(x["q"], x["k"], x["v"], block_mask=blocks())
+        return compiled()(x["q"], x["k"], x["v"], block_mask=blocks())
 
     return call

@@ -72,7 +72,7 @@ def _run(
         **UNPIPELINED,
     }
     h = torch.empty(u.shape, dtype=torch.float32, device=u.device)
-    part = None if other is None else torch.empty(units, 2, states, dtype=torch.float32, device=u.device)
+    part = None if other is None else torch.empty(units, 2, states, dtype=torch.float64, device=u.device)
     entering = initial
     with _on_device(u):
         if spans > 1:

@@ -50,8 +50,8 @@ def states_kernel(
     im = tl.zeros([BLOCK], tl.float32)
     if entering is not None:
         re, im = load_pair(entering + unit * 2 * states, p, states, here)
-    sum_re = tl.zeros([BLOCK], tl.float32)
-    sum_im = tl.zeros([BLOCK], tl.float32)
+    sum_re = tl.zeros([BLOCK], tl.float64)  # terms of any sign may leave little of a long sum
+    sum_im = tl.zeros([BLOCK], tl.float64)
     base = row * length * 2 * states + p
     u += base
     stride = 2 * states
