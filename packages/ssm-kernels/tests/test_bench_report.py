@@ -8,6 +8,7 @@ from unittest.mock import MagicMock
 import pytest
 from ssm_kernels.bench import Row, plots, write_report
 from ssm_kernels.bench.report import fill_page, quoted
+from ssm_kernels.bench.shapes import COSTS
 from ssm_kernels.bench.targets import as_markdown, as_text, compare, must, summary
 from ssm_kernels.cli import main
 
@@ -184,6 +185,10 @@ def test_speed_ups_and_roofline_show_every_comparison(figure, results):
     assert peer[1] == pytest.approx(ours[1] / 2)
     assert ours[0] == pytest.approx(384 * 16 / (2 * (4 * 384 + 32)))
     assert max(line[1]) == 4e12
+
+
+def test_every_operator_with_a_roofline_has_a_colour():
+    assert set(plots.COLOURS) == set(COSTS)
 
 
 def test_no_roofline_without_a_gpu(figure, results):

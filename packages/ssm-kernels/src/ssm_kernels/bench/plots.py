@@ -22,11 +22,16 @@ COLOURS = {
     "selective_scan": "tab:blue",
     "selective_scan_bidirectional": "tab:orange",
     "selective_scan_2d": "tab:green",
+    "ssd": "tab:cyan",
     "depthwise_conv1d": "tab:red",
+    "linear_scan": "navy",
+    "linear_scan_shared": "teal",
     "selective_scan_step": "tab:pink",
+    "ssd_step": "tab:gray",
     "depthwise_conv1d_step": "tab:olive",
     "window_attention": "tab:purple",
     "window_attention_nobias": "tab:brown",
+    "sliding_window_attention": "gold",
 }
 
 
