@@ -8,10 +8,12 @@ from vim_compress.axes import find_axes
 from vim_compress.cli import main
 from vim_compress.config import VimConfig
 from vim_compress.cost import Target, meter, parse_target
+from vim_compress.cut import residual_tensors
 from vim_compress.importance import importance
 from vim_compress.info import model_info
 from vim_compress.models import make_network
 from vim_compress.presets import preset
+from vim_compress.prune import prune_to
 from vim_compress.target import find_plan, sizes_at
 from vim_compress.weights import load_model
 
@@ -100,6 +102,36 @@ def test_prune_by_latency_measures(capsys, folder, tmp_path, monkeypatch):
     code, said, _ = run(capsys, "prune", "--weights", folder, "--out", tmp_path / "s", "--target", "latency=0.5x")
     assert code == 0
     assert "latency: 64 ms -> 32 ms (0.50x)" in said
+
+
+@pytest.mark.parametrize(("kind", "left"), [("blocks", "depth"), ("directions", "state"), ("residual", "dim")])
+@pytest.mark.parametrize("by", ["magnitude", "taylor"])
+def test_coarse_cuts_take_as_little_as_the_target_needs(folder, kind, left, by):
+    model = load_model(folder)
+    torch.manual_seed(1)
+    with torch.no_grad():  # block 0 and the backward direction of block 1 matter least, as do the last channels
+        model.layers[0].mixer.out_proj.weight.mul_(1e-3)
+        model.layers[1].mixer.D_b.mul_(1e-3)
+        model.layers[1].mixer.x_proj_b.weight.mul_(1e-3)
+        for name, dim in residual_tensors(model.state_dict()).items():
+            dict(model.named_parameters())[name].narrow(dim, 16, 16).mul_(1e-3)
+    batch = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0])
+    target = parse_target("parameters=0.9x")
+    small, plan = prune_to(model, target, kinds=(kind,), by=by, batches=iter([batch]))
+    assert plan.cost <= 0.9 * plan.before
+    found = {"depth": small.config.depth, "dim": small.config.dim, "state": small.config.state(1)}
+    assert found[left] == {"depth": 1, "dim": 16, "state": (16, 0)}[left]
+    assert small(batch[0]).isfinite().all()
+
+
+def test_coarse_cuts_refuse_what_they_cannot_do(capsys, folder, tmp_path):
+    for arguments, said in (
+        (["--axes", "blocks,inner"], "must be alone"),
+        (["--axes", "blocks", "--target", "parameters=0.01x"], "the nearest is"),
+        (["--axes", "residual", "--importance", "gates"], "gates are for channels"),
+    ):
+        code, _, error = run(capsys, "prune", "--weights", folder, "--out", tmp_path / "s", *arguments)
+        assert (code, said in error, error.count("\n")) == (2, True, 1)
 
 
 def test_unreachable_target_says_the_nearest(capsys, folder, tmp_path):

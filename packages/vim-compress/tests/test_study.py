@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ from PIL import Image
 from vim_compress.cli import main
 from vim_compress.imp import barrier, interpolate, iterative_pruning, shuffle
 from vim_compress.masks import load_masks
-from vim_compress.recipes import tiny
-from vim_compress.rows import jobs
+from vim_compress.recipes import recipe, tiny
+from vim_compress.rows import Job, find_job, jobs
 from vim_compress.rows import main as do_row
-from vim_compress.study import collect, keep_settings, summary, table
+from vim_compress.study import collect, keep_settings, summary, table, with_needs
 from vim_compress.train import train
+from vim_compress.trials import train as once
 from vim_compress.weights import load_model
 
 
@@ -118,6 +120,8 @@ def test_every_row_has_a_name_of_its_own_and_needs_what_exists():
     names = [job.name for job in jobs()]
     assert len(names) == len(set(names))
     assert {need for job in jobs() for need in job.needs} <= set(names)
+    ordered = [job.name for job in with_needs([find_job("imp-random-37"), find_job("cut-25")])]
+    assert ordered == ["dense", "imp", "imp-random-37", "cut-25"]
 
 
 def test_unknown_experiment_names_the_nearest(capsys, tmp_path):
@@ -132,14 +136,14 @@ def rounds(data):
     cfg = replace(tiny(), data=str(data), steps=4, save_every=4, sample_every=4, log_every=2)
     trained = []
 
-    def once(run, out):
+    def remember(run, out):
         trained.append(out.name)
         if not (out / "config.json").is_file():
             train(run, out)
 
     folder = data.parent / "imp"
-    found = iterative_pruning(cfg, folder, rounds=2, share=0.2, rewind_step=1, train=once)
-    return cfg, folder, found, once
+    found = iterative_pruning(cfg, folder, rounds=2, share=0.2, rewind_step=1, train=remember)
+    return cfg, folder, found, remember
 
 
 def test_rounds_prune_a_fifth_of_what_is_left_and_nest(rounds):
@@ -171,9 +175,9 @@ def test_survivors_start_from_the_rewound_weights_bit_by_bit(rounds, data):
 
 
 def test_pruning_goes_on_after_an_interruption(rounds):
-    cfg, folder, found, once = rounds
+    cfg, folder, found, remember = rounds
     before = {r.masks: r.masks.read_bytes() for r in found[1:]}
-    again = iterative_pruning(cfg, folder, rounds=2, share=0.2, rewind_step=1, train=once)
+    again = iterative_pruning(cfg, folder, rounds=2, share=0.2, rewind_step=1, train=remember)
     assert [r.folder for r in again] == [r.folder for r in found]
     assert all(file.read_bytes() == old for file, old in before.items())
 
@@ -206,11 +210,68 @@ def test_random_control_prunes_as_much_of_each_layer():
     assert (other != mask).any()
 
 
+def test_every_row_fits_the_recipe_of_the_study():
+    """Each change of the network can be built on the study's own configuration."""
+    from vim_compress.rows import _hybrid_with, _vim
+
+    base = replace(recipe("study").model, classes=10)
+    for options in ({"se": "inner"}, {"stem": "patch"}, {"token_conv": "depthwise2d"}, {"mixer": "s5"}):
+        assert _vim(**options)(base) != base
+    assert _hybrid_with(attention="band", windows=(4, 4, 4, 2))(base).image == base.image
+
+
+def test_stopped_row_is_not_taken_for_a_finished_one(data, tmp_path):
+    cfg = replace(tiny(), data=str(data), steps=4, stop_at=2, save_every=4)
+    with pytest.raises(SystemExit, match="step 2 of 4"):
+        once(cfg, tmp_path / "run")
+    assert once(replace(cfg, stop_at=None), tmp_path / "run") > 0
+
+
+def test_run_that_was_stopped_before_its_first_checkpoint_starts_from_its_weights_again(study, tmp_path):
+    from safetensors.torch import save_file
+    from vim_compress.run import prepare
+
+    model = load_model(study / "runs" / "dense-10" / "run" / "model")
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    data = str(study.parent / "data")
+    cfg = replace(tiny(), data=data, init=str(tmp_path / "weights.safetensors"), first_step=3)
+    prepare(cfg, tmp_path / "run", resume_run=False)
+    run = prepare(cfg, tmp_path / "run", resume_run=True)
+    assert run.progress.step == 3
+    assert torch.equal(run.pruner.model.state_dict()["pos_embed"], model.state_dict()["pos_embed"])
+
+
+def test_row_that_fails_is_tried_step_by_step_and_stops_what_waits_for_it(tmp_path, monkeypatch):
+    from vim_compress import schedule
+
+    started = []
+
+    def start(folder, task, slot):
+        started.append((task.name, task.eager))
+        good = task.eager and task.job.name != "bad"
+        if good:
+            (folder / "rows").mkdir(exist_ok=True)
+            schedule.row_file(folder, task.job.name, task.seed).write_text("{}")
+        return SimpleNamespace(poll=lambda: 0 if good else 1, returncode=0 if good else 1)
+
+    monkeypatch.setattr(schedule, "_start", start)
+    jobs = [Job("good", (), None), Job("after", ("good",), None), Job("bad", (), None), Job("never", ("bad",), None)]
+    failed = schedule.run_rows(tmp_path, [(job, 10) for job in jobs], 2)
+    assert failed == ["bad-10", "never-10"]
+    assert ("good-10", True) in started
+    assert ("after-10", True) in started
+    assert not [name for name, _ in started if name == "never-10"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cnn", "imp", "snip-80", "mambavision-s4d", "vim-s5", "mambavision-neighbourhood"])
 def test_other_rows(study, name):
     do_row([str(study), name, "10"])
     assert 0 <= row(study, name)["top1"] <= 100
+    if name == "imp":
+        do_row([str(study), "imp-random-60", "10"])
+        methods = {r["method"] for r in collect(study, {"recipe": "tiny"}, [])["rows"]}
+        assert {"imp-37", "imp-60", "imp-75", "imp-random-60"} <= methods
 
 
 @pytest.mark.slow

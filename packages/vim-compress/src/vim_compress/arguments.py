@@ -77,7 +77,8 @@ class PruneOptions:
         preset: Network of a weights file that does not say.
         out: New folder for the smaller network.
         target: parameters, macs or latency with a value: latency=0.5x, latency=12ms, macs=0.9G, parameters=3.5M.
-        axes: Kinds of axes to cut, separated by commas (vim: inner, state; mambavision: inner, hidden, heads, x, z).
+        axes: Kinds of axes to cut, separated by commas (vim: inner, state, or alone one of blocks, directions,
+            residual; mambavision: inner, hidden, heads, x, z).
         importance: What decides which units go; taylor needs data.
         spread: The same share of every axis, or the most important units of all.
         multiple: Sizes are rounded up to a multiple of this; 0 takes 16 channels, 2 states, 1 head.
@@ -164,6 +165,7 @@ class StudyOptions:
         workers: Loader processes of each row, instead of the recipe's.
         seeds: Repetitions of every row.
         jobs: Rows that run side by side.
+        max_minutes: Stop after this many minutes with what is done by then; None sets no limit.
         json: Print JSON.
     """
 
@@ -176,6 +178,7 @@ class StudyOptions:
     workers: int | None = None
     seeds: int = 2
     jobs: int = 1
+    max_minutes: float | None = None
     json: bool = False
 
     def __post_init__(self) -> None:

@@ -189,19 +189,22 @@ def latest(out: Path, *, verbose: bool = True) -> Path | None:
     return found
 
 
-def resume(accelerator: Accelerator, out: Path) -> Progress:
-    """Load the newest whole checkpoint into what `accelerator` holds; a run without any starts from step 0.
+def resume(accelerator: Accelerator, out: Path, first_step: int = 0) -> Progress:
+    """Load the newest whole checkpoint into what `accelerator` holds; a run without any starts from `first_step`.
 
     Rows of metrics.jsonl that are newer than the checkpoint are dropped: they will be written again.
     """
     folder = latest(out, verbose=accelerator.is_main_process)
-    progress = Progress()
+    progress = Progress(step=first_step)
     if folder is not None:
         accelerator.load_state(str(folder))
         progress = Progress(**json.loads((folder / PROGRESS).read_text()))
     metrics = out / "metrics.jsonl"
     if accelerator.is_main_process:
-        print(f"resuming from {folder}" if folder else f"no checkpoint in {out}, starting at step 0", file=sys.stderr)
+        print(
+            f"resuming from {folder}" if folder else f"no checkpoint in {out}, starting at step {first_step}",
+            file=sys.stderr,
+        )
         if metrics.is_file():
             rows = [line for line in metrics.read_text().splitlines() if _step_of(line) <= progress.step]
             replace_text(metrics, "".join(f"{row}\n" for row in rows))

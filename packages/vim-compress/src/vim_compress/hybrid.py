@@ -166,6 +166,17 @@ class Mlp(nn.Module):
         return self.fc2(y if self.gate is None else y * self.gate.to(y.dtype))
 
 
+class LayerNorm(nn.LayerNorm):
+    """Layer norm of any input type with weights of another: a GPU takes both in one type only."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., C) to the same; the mean and deviation are taken in float32."""
+        if input.dtype == self.weight.dtype or torch.is_autocast_enabled(input.device.type):
+            return super().forward(input)
+        weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
+        return F.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+
+
 class HybridBlock(nn.Module):
     """Normalise, mix the tokens of a window, add; normalise, feed forward, add."""
 
@@ -175,10 +186,10 @@ class HybridBlock(nn.Module):
     def __init__(self, config: MambaVisionConfig, stage: int, block: int, rate: float) -> None:
         super().__init__()
         dim = config.stage_dim(stage)
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
         self.attends = config.is_attention(stage, block)
         self.mixer = make_attention(config, stage, block) if self.attends else make_scan(config, stage, block)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim, config.width(stage, block, "hidden"), gates=config.gates)
         self.se = SqueezeTokens(dim, config.se_ratio) if config.se == "output" and not self.attends else None
         for name in ("gamma_1", "gamma_2"):

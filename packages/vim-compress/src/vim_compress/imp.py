@@ -40,6 +40,7 @@ def iterative_pruning(
     share: float = 0.2,
     rewind_step: int = 0,
     train: Callable[[TrainConfig, Path], object],
+    dense: Path | None = None,
 ) -> list[Round]:
     """Train, prune a share of what is left by magnitude over all layers, rewind the survivors, and train again.
 
@@ -53,9 +54,11 @@ def iterative_pruning(
         share: Of the weights that are left.
         rewind_step: Step whose weights the survivors get back; 0 are the first ones.
         train: Runs a configuration in a folder, resuming what is there.
+        dense: Folder of the finished dense run with that `rewind_step`; None trains it as round-0.
     """
-    dense = out / "round-0"
-    train(replace(cfg, rewind_step=rewind_step), dense)
+    if dense is None:
+        dense = out / "round-0"
+        train(replace(cfg, rewind_step=rewind_step), dense)
     found = [Round(dense, 0.0, None)]
     for number in range(1, rounds + 1):
         before, sparsity = found[-1], 1 - (1 - share) ** number

@@ -48,12 +48,12 @@ def importance(
         return {axis.name: tensors[str(axis.gate)].detach().abs().float().cpu() for axis in axes}
     if kind == "taylor":
         values = {name: g * tensors[name].detach() for name, g in mean_gradients(model, batches).items()}
-        return {axis.name: _sum(axis, values).abs().cpu() for axis in axes}
+        return {axis.name: sum_over_units(axis, values).abs().cpu() for axis in axes}
     squares = {}
     for name, tensor in tensors.items():
         square = tensor.detach().float().square()
         squares[name] = square / square.sum().clamp_min(1e-30)
-    return {axis.name: _sum(axis, squares).sqrt().cpu() for axis in axes}
+    return {axis.name: sum_over_units(axis, squares).sqrt().cpu() for axis in axes}
 
 
 def mean_gradients(model: Network, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -76,8 +76,8 @@ def mean_gradients(model: Network, batches: Iterable[tuple[Tensor, Tensor]]) -> 
     return {name: total / count for name, total in zip(names, sums, strict=True)}
 
 
-def _sum(axis: Axis, values: dict[str, Tensor]) -> Tensor:
-    """Sum values over all slices of each unit: (size,)."""
+def sum_over_units(axis: Axis, values: dict[str, Tensor]) -> Tensor:
+    """Sum values, by parameter, over all slices of each unit of an axis: (size,), float32 on the CPU."""
     total = torch.zeros(axis.size)
     for member in axis.members:
         if member.tensor not in values:  # a statistic, not a weight

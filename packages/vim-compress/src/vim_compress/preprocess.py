@@ -6,6 +6,7 @@ Arrays are uint8 (C, H, W), C being 1 or 3.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,9 +57,14 @@ def prepare(image: Image.Image, config: ModelConfig) -> NDArray[np.uint8]:
 
 def to_float(pixels: Tensor, config: ModelConfig, device: torch.device) -> Tensor:
     """Copy uint8 pictures (B, C, H, W) to the device and normalise them there: float32."""
+    mean, std = _constants(config.mean, config.std, device)
+    return pixels.to(device, non_blocking=True).float().div_(255).sub_(mean).div_(std)
+
+
+@lru_cache(maxsize=8)
+def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return mean and deviation as (C, 1, 1), copied to the device once and not for every batch."""
     import torch
 
-    x = pixels.to(device, non_blocking=True).float().div_(255)
-    mean = torch.tensor(config.mean, device=device).view(-1, 1, 1)
-    std = torch.tensor(config.std, device=device).view(-1, 1, 1)
-    return x.sub_(mean).div_(std)
+    with torch.inference_mode(False):
+        return tuple(torch.tensor(values, device=device).view(-1, 1, 1) for values in (mean, std))  # pyright: ignore[reportReturnType]

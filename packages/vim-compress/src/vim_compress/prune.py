@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .axes import Axis, find_axes
+from .coarse import is_coarse, prune_coarse
 from .config import ModelConfig
 from .cost import Target, meter
 from .cut import cut, fold_gates
@@ -48,7 +49,7 @@ def prune_to(
     Args:
         model: Trained, in eval mode. Left as it is.
         target: What is wanted.
-        kinds: Kinds of axes to cut; None takes the family's usual ones.
+        kinds: Kinds of axes to cut; None takes the family's usual ones. For a Vim also one of `coarse.COARSE`, alone.
         by: What decides which units go.
         spread: How the cut is spread.
         multiple: As for `target.sizes_at`.
@@ -58,12 +59,16 @@ def prune_to(
     Raises:
         ValueError: The target cannot be reached (the message says what can), or something does not fit.
     """
+    measure = meter(target, **asdict(how or Measure()))
+    coarse = is_coarse(kinds)
+    if coarse is not None:
+        folded = fold_gates(model)
+        return prune_coarse(folded, target, measure, kind=coarse, by=by, multiple=multiple, batches=batches or iter(()))
     axes = find_axes(model, kinds)
     scores = importance(model, axes, by, batches or iter(()))
     if model.config.gates:
         model = fold_gates(model)
         axes = find_axes(model, kinds)
-    measure = meter(target, **asdict(how or Measure()))
     plan = find_plan(model.config, axes, scores, target, measure, spread=spread, multiple=multiple)
     return (cut(model, plan.kept) if plan.kept else model), plan
 

@@ -55,10 +55,12 @@ class Pruner:
             check_fit(given, {n: p.shape for n, p in self.weights.items()})
             self.masks = {n: given[n].to(device) for n in given}
             self.weights = {n: self.weights[n] for n in given}
-        self.sums: dict[str, Tensor] = {}
-        self.dense: dict[str, Tensor] = {}
+        scored = self.cfg.score in ("gradient", "rms_gradient", "taylor")
+        self.sums: dict[str, Tensor] = {n: torch.zeros_like(p) for n, p in self.weights.items()} if scored else {}
+        grown = self.cfg.regrow == "grad"
+        self.dense: dict[str, Tensor] = {n: torch.zeros_like(p) for n, p in self.weights.items()} if grown else {}
         self.history: dict[str, Tensor] = {}  # magnitudes that weights had when they were pruned
-        self.count = 0
+        self.count = torch.zeros((), device=device)  # steps whose gradients are in the sums
         self.gates = {n: p for n, p in model.named_parameters() if n.rpartition(".")[2].startswith("gate")}
         self.watch = EarlyBird()
         self.ticket_step: int | None = None
@@ -68,12 +70,15 @@ class Pruner:
 
     @torch.no_grad()
     def gradients(self) -> None:
-        """Gather scores, pull gates to zero and mask gradients; they must be unscaled and the same on every process."""
+        """Gather scores, pull gates to zero and mask gradients; they must be unscaled and the same on every process.
+
+        Everything happens in tensors that stay where they are: a recorded step does it too.
+        """
         if self.cfg.gate_l1:
             for gate in self.gates.values():
                 if gate.grad is not None:
                     gate.grad.add_(gate.sign(), alpha=self.cfg.gate_l1)
-        if self._gathers:
+        if self.sums or self.dense:
             self._observe()
         grads = [(p.grad, self.masks[n]) for n, p in self.weights.items() if p.grad is not None]
         if grads:
@@ -81,26 +86,20 @@ class Pruner:
                 [g for g, _ in grads], [m.to(g.dtype) for g, m in grads]
             )
 
-    @property
-    def _gathers(self) -> bool:
-        return self.cfg.score in ("gradient", "rms_gradient", "taylor") or self.cfg.regrow == "grad"
-
     def _observe(self) -> None:
         self.count += 1
         for name, weight in self.weights.items():
             if weight.grad is None:
                 continue
             gradient = weight.grad.float()
-            if self.cfg.regrow == "grad":
-                self.dense[name] = self.dense.get(name, 0) + gradient.abs()
-            if self.cfg.score != "magnitude":
-                value = {
-                    "gradient": gradient.abs,
-                    "rms_gradient": gradient.square,
-                    "taylor": (weight.float() * gradient).abs,
-                }.get(self.cfg.score)
-                if value is not None:
-                    self.sums[name] = self.sums.get(name, 0) + value()
+            if self.dense:
+                self.dense[name] += gradient.abs()
+            if self.cfg.score == "gradient":
+                self.sums[name] += gradient.abs()
+            elif self.cfg.score == "rms_gradient":
+                self.sums[name] += gradient.square()
+            elif self.cfg.score == "taylor":
+                self.sums[name] += (weight.float() * gradient).abs()
 
     @torch.no_grad()
     def after(self, step: int, optimizer: torch.optim.Optimizer, out: Path | None) -> None:
@@ -139,9 +138,11 @@ class Pruner:
         masks = choose(scores, target, self.cfg.scope, before=old, head_factor=factor)
         if grown:
             masks = self._exchange(step, masks, scores)
-        self.masks = masks
+        for name, mask in masks.items():
+            self.masks[name].copy_(mask)
         self._zero(optimizer)
-        self.sums, self.dense, self.count = {}, {}, 0
+        for gathered in (*self.sums.values(), *self.dense.values(), self.count):
+            gathered.zero_()
 
     def scores(self, step: int) -> dict[str, Tensor]:
         """Return the score of every weight; low ones are pruned first."""
@@ -150,7 +151,7 @@ class Pruner:
         if self.cfg.score == "random":
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
             return {n: torch.rand(p.shape, generator=generator).to(p.device) for n, p in self.weights.items()}
-        mean = {n: self.sums.get(n, torch.zeros_like(p)) / max(1, self.count) for n, p in self.weights.items()}
+        mean = {n: total / self.count.clamp_min(1) for n, total in self.sums.items()}
         return {n: s.sqrt() for n, s in mean.items()} if self.cfg.score == "rms_gradient" else mean
 
     def _exchange(self, step: int, masks: Masks, scores: Mapping[str, Tensor]) -> Masks:
@@ -216,7 +217,7 @@ class Pruner:
             "sums": {n: s.cpu() for n, s in self.sums.items()},
             "dense": {n: s.cpu() for n, s in self.dense.items()},
             "history": {n: s.cpu() for n, s in self.history.items()},
-            "count": self.count,
+            "count": int(self.count),
             "watch": self.watch.state_dict(),
             "ticket_step": -1 if self.ticket_step is None else self.ticket_step,
         }
@@ -224,10 +225,8 @@ class Pruner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what `state_dict` returned."""
         device = next(self.model.parameters()).device
-        self.masks = {n: m.to(device) for n, m in state["masks"].items()}
-        self.sums = {n: s.to(device) for n, s in state["sums"].items()}
-        self.dense = {n: s.to(device) for n, s in state["dense"].items()}
-        self.history = {n: s.to(device) for n, s in state["history"].items()}
-        self.count = state["count"]
+        for name in ("masks", "sums", "dense", "history"):
+            setattr(self, name, {n: x.to(device) for n, x in state[name].items()})
+        self.count.fill_(state["count"])
         self.watch.load_state_dict(state["watch"])
         self.ticket_step = None if state["ticket_step"] < 0 else state["ticket_step"]

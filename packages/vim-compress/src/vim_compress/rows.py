@@ -1,7 +1,8 @@
 """The rows of the study: what is trained for each, and what is written down.
 
-Every row runs in a process of its own: `python -m vim_compress.rows DIR NAME SEED`. What a row trains it leaves in
-DIR/runs/NAME-SEED/, where it goes on after an interruption; what it found, in DIR/rows/NAME-SEED.json.
+Every row runs in a process of its own: `python -m vim_compress.rows DIR NAME SEED [eager]`. On a GPU its training steps
+are recorded and replayed, which a few networks do not allow: those run again with `eager`. What a row trains it leaves
+in DIR/runs/NAME-SEED/, where it goes on after an interruption; what it found, in DIR/rows/NAME-SEED.json.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ TICKETS = (0.3, 0.5, 0.7)
 PICTURES = "pictures"  # folder in the study's, of those that all rows of a seed train on
 GATE_L1 = 1e-4
 IMP_SHARE = 0.369  # three rounds end at about 37, 60 and 75 % sparsity
+IMP_ROUNDS = 3
+REWIND_SHARE = 0.05  # of the steps: where iterative pruning goes back to
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,14 @@ class Job:
 
 def jobs() -> list[Job]:
     """Return every row of the study, those first that others wait for."""
-    found = [_plain("dense"), _plain("cnn", _cnn), _plain("mambavision", _hybrid)]
-    for place in ("output", "inner"):
-        found.append(_plain(f"se-{place}", _vim(se=place)))
-    found += [_plain("mobile-stem", _vim(stem="mobilenet")), _plain("mobile-tokens", _vim(token_conv="depthwise2d"))]
+    return [*_networks(), *_prunings(), *_cuts()]
+
+
+def _networks() -> list[Job]:
+    """Return the dense networks, and those built otherwise."""
+    found = [_plain("dense", rewind=True), _plain("cnn", _cnn), _plain("mambavision", _hybrid)]
+    found += [_plain(f"se-{place}", _vim(se=place)) for place in ("output", "inner")]
+    found += [_plain("patch-stem", _vim(stem="patch")), _plain("mobile-tokens", _vim(token_conv="depthwise2d"))]
     found.append(_plain("mambavision-separable", _hybrid_with(conv_blocks="separable")))
     for kind in ("shifted", "band", "neighbourhood"):
         found.append(_plain(f"mambavision-{kind}", _hybrid_with(attention=kind, windows=(4, 4, 4, 2))))
@@ -50,25 +58,39 @@ def jobs() -> list[Job]:
     for mixer in ("mamba2", "s4", "s4d", "s5"):
         found.append(Job(f"vim-{mixer}", (), _trained(_vim(mixer=mixer), transfer=mixer != "mamba2")))
         found.append(_plain(f"mambavision-{mixer}", _hybrid_with(mixer=mixer)))
+    return found
+
+
+def _prunings() -> list[Job]:
+    """Return what is masked: every rule at three sparsities, tickets and their controls."""
+    found = []
     for final in SPARSITIES:
         label = f"{round(100 * final)}"
         for schedule in ("cosine", "cubic", "linear", "const"):
-            if schedule == "cosine" or final == 0.8:
-                found.append(_pruned(f"{schedule}-{label}", score="magnitude", schedule=schedule, final=final))
-        found.append(_pruned(f"taylor-{label}", score="taylor", final=final))
+            found.append(_pruned(f"{schedule}-{label}", score="magnitude", schedule=schedule, final=final))
+        for score in ("taylor", "gradient", "rms_gradient", "random"):
+            found.append(_pruned(f"{score.replace('_', '-')}-{label}", score=score, final=final))
+        for regrow in ("grad", "magnitude"):
+            found.append(_pruned(f"regrow-{regrow}-{label}", score="magnitude", final=final, regrow=regrow))
+        for scope in ("global", "erk"):
+            found.append(_pruned(f"cosine-{scope}-{label}", score="magnitude", final=final, scope=scope))
         found.append(Job(f"snip-{label}", (), _snip(final)))
-    for score in ("gradient", "rms_gradient", "random"):
-        found.append(_pruned(f"{score.replace('_', '-')}-80", score=score, final=0.8))
-    for regrow in ("grad", "magnitude"):
-        found.append(_pruned(f"regrow-{regrow}-80", score="magnitude", final=0.8, regrow=regrow))
-    for scope in ("global", "erk"):
-        found.append(_pruned(f"cosine-{scope}-80", score="magnitude", final=0.8, scope=scope))
-    found.append(Job("imp", (), _imp))
-    found += [Job(f"early-bird-{round(100 * p)}", (), _early_bird(p)) for p in TICKETS]
+    found.append(Job("imp", ("dense",), _imp))
+    for number in range(1, IMP_ROUNDS + 1):
+        label = f"{round(100 * (1 - (1 - IMP_SHARE) ** number))}"
+        for kind in ("random", "reinit"):
+            found.append(Job(f"imp-{kind}-{label}", ("imp",), _imp_control(number, kind)))
+    return found
+
+
+def _cuts() -> list[Job]:
+    """Return what is cut smaller."""
+    found = [Job(f"early-bird-{round(100 * p)}", (), _early_bird(p)) for p in TICKETS]
     for kept in KEPT:
-        found.append(Job(f"cut-{round(100 * kept)}", ("dense",), _cut(kept, "magnitude")))
-    found.append(Job("cut-taylor-50", ("dense",), _cut(0.5, "taylor")))
-    found.append(Job("cut-random-50", ("dense",), _cut(0.5, "random")))
+        label = f"{round(100 * kept)}"
+        found.append(Job(f"cut-{label}", ("dense",), _cut(kept, "magnitude")))
+        found += [Job(f"cut-{by}-{label}", ("dense",), _cut(kept, by)) for by in ("taylor", "random")]
+        found.append(Job(f"mambavision-cut-{label}", ("mambavision",), _cut(kept, "magnitude", of="mambavision")))
     return found
 
 
@@ -112,13 +134,19 @@ def _cnn(model: ModelConfig) -> ModelConfig:
     return CnnConfig(**shared)
 
 
-def _plain(name: str, change: Change = lambda model: model) -> Job:
-    return Job(name, (), _trained(change))
+def _plain(name: str, change: Change = lambda model: model, *, rewind: bool = False) -> Job:
+    return Job(name, (), _trained(change, rewind=rewind))
 
 
-def _trained(change: Change, *, transfer: bool = False) -> Callable[[Context], dict[str, Any]]:
+def rewind_step(base: TrainConfig) -> int:
+    """Return the step whose weights iterative pruning goes back to."""
+    return round(REWIND_SHARE * base.steps)
+
+
+def _trained(change: Change, *, transfer: bool = False, rewind: bool = False) -> Callable[[Context], dict[str, Any]]:
     def work(at: Context) -> dict[str, Any]:
-        seconds = train(replace(at.base, model=change(at.base.model)), at.run())
+        cfg = replace(at.base, model=change(at.base.model), rewind_step=rewind_step(at.base) if rewind else None)
+        seconds = train(cfg, at.run())
         row = measured(at, at.run() / "model", seconds)
         return row | (transferred(at, at.run() / "model") if transfer else {})
 
@@ -153,30 +181,36 @@ def _snip(final: float) -> Callable[[Context], dict[str, Any]]:
 
 
 def _imp(at: Context) -> dict[str, Any]:
-    """Train the rounds, the controls of the last one, and the barriers between neighbours."""
-    from .imp import REWIND, barrier, control, iterative_pruning
+    """Train the rounds, which start from the dense row, and measure the barriers between neighbours."""
+    from .imp import barrier, iterative_pruning
 
-    begun = time.monotonic()
-    rewind = round(0.05 * at.base.steps)
-    parts = at.run("rounds")
-    found = iterative_pruning(at.base, parts, rounds=3, share=IMP_SHARE, rewind_step=rewind, train=train)
+    begun, dense, step = time.monotonic(), at.dense().parent, rewind_step(at.base)
+    found = iterative_pruning(
+        at.base, at.run("rounds"), rounds=IMP_ROUNDS, share=IMP_SHARE, rewind_step=step, train=train, dense=dense
+    )
     rounds = []
-    for number, one in enumerate(found):
-        row = measured(at, one.folder / "model", 0.0, masks=one.masks)
-        if number:
-            before = found[number - 1].folder / "model"
-            row["barrier"] = barrier(before, one.folder / "model", lambda m: 100 - accuracy_of(at, m), points=7)
-        rounds.append(row)
-    last = found[-1]
-    assert last.masks is not None
-    controls = {}
-    for kind in ("random", "reinit"):
-        own = parts / f"{kind}.masks.safetensors"
-        cfg = control(at.base, last.masks, own, kind, rewind=found[0].folder / REWIND, step=rewind)
-        train(cfg, parts / kind)
-        controls[kind] = measured(at, parts / kind / "model", 0.0)["top1"]
-    row = measured(at, last.folder / "model", time.monotonic() - begun, masks=last.masks)
-    return row | {"rounds": rounds, "controls": controls, "rewind_step": rewind, "runs_trained": len(found) + 2}
+    for before, one in pairwise(found):
+        apart = barrier(before.folder / "model", one.folder / "model", lambda m: 100 - accuracy_of(at, m), points=7)
+        seconds = json.loads((one.folder / "seconds.json").read_text())["seconds"]
+        row = measured(at, one.folder / "model", seconds, masks=one.masks)
+        rounds.append(row | {"method": f"imp-{round(100 * one.sparsity)}", "barrier": apart})
+    return {**rounds[-1], "seconds": time.monotonic() - begun, "rounds": rounds, "rewind_step": step}
+
+
+def _imp_control(number: int, kind: str) -> Callable[[Context], dict[str, Any]]:
+    """Train what the ticket of a round is compared with."""
+
+    def work(at: Context) -> dict[str, Any]:
+        from .imp import REWIND, control
+
+        masks = replace(at, name="imp").run("rounds") / f"round-{number}.masks.safetensors"
+        own = masks if kind == "reinit" else at.run("masks.safetensors")
+        own.parent.mkdir(parents=True, exist_ok=True)
+        rewind = at.dense().parent / REWIND
+        cfg = control(at.base, masks, own, kind, rewind=rewind, step=rewind_step(at.base))  # pyright: ignore[reportArgumentType]
+        return measured(at, at.run() / "model", train(cfg, at.run()), masks=own)
+
+    return work
 
 
 def _early_bird(pruned: float) -> Callable[[Context], dict[str, Any]]:
@@ -225,8 +259,8 @@ def ticket_network(folder: Path, pruned: float) -> Any:
     return cut(fold_gates(model), {name: chosen or [0] for name, chosen in units.items()})
 
 
-def _cut(kept: float, by: str) -> Callable[[Context], dict[str, Any]]:
-    """Cut the dense network and recover with the dense one as the teacher, at half of its steps."""
+def _cut(kept: float, by: str, of: str = "dense") -> Callable[[Context], dict[str, Any]]:
+    """Cut a trained network and recover with the uncut one as the teacher, at half of its steps."""
 
     def work(at: Context) -> dict[str, Any]:
         import torch
@@ -240,7 +274,7 @@ def _cut(kept: float, by: str) -> Callable[[Context], dict[str, Any]]:
 
         small = at.run("cut")
         if not (small / "config.json").is_file():
-            model = load_model(at.dense())
+            model = load_model(at.dense(of))
             axes = find_axes(model)
             device = torch.device("cpu")
             batches = taylor_batches(at.base.data, model.config, 8, device) if by == "taylor" else ()
@@ -251,7 +285,7 @@ def _cut(kept: float, by: str) -> Callable[[Context], dict[str, Any]]:
             at.base,
             model=read_config(small),
             init=str(small),
-            teacher=str(at.dense()),
+            teacher=str(at.dense(of)),
             steps=max(2, at.base.steps // 2),
             lr=max(at.base.min_lr, at.base.lr / 2),
             warmup=min(at.base.warmup, at.base.steps // 8),
@@ -264,9 +298,12 @@ def _cut(kept: float, by: str) -> Callable[[Context], dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Do one row and write it down."""
-    folder, name, seed = sys.argv[1:] if argv is None else argv
+    import torch
+
+    folder, name, seed, *eager = sys.argv[1:] if argv is None else argv
     settings = json.loads((Path(folder) / "study-config.json").read_text())
     base = replace(base_config(settings, int(seed)), ahead=str(Path(folder) / PICTURES))
+    base = replace(base, graph=torch.cuda.is_available() and not eager)
     at = Context(Path(folder), name, int(seed), base)
     row = find_job(name).work(at)
     file = Path(folder) / "rows" / f"{name}-{seed}.json"

@@ -14,7 +14,7 @@ from timm.optim.lamb import Lamb
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from .checkpoint import Progress, check_folder, check_space, open_folder, resume
+from .checkpoint import Progress, check_folder, check_space, latest, open_folder, resume
 from .config import ModelConfig
 from .data import Source, open_source
 from .guard import FiniteGuard
@@ -77,7 +77,8 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
     source, held, model = open_source(cfg, rank=accelerator.process_index, verbose=main)
     torch.manual_seed(cfg.seed)  # the same first weights on every process
     plain = make_network(model)
-    if cfg.init is not None and not resume_run:
+    goes_on = resume_run and latest(out, verbose=False) is not None  # else it begins, also if it had been begun before
+    if cfg.init is not None and not goes_on:
         anew = start_from(plain, cfg.init)
         if main and anew:
             print(f"init: {len(anew)} parameters start anew: {', '.join(anew[:8])}", file=sys.stderr)
@@ -112,7 +113,7 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
         teacher=load_teacher(cfg, model, accelerator.device),
         source=source,
         held=Held(held, model) if main and held is not None else None,
-        progress=resume(accelerator, out) if resume_run else Progress(step=cfg.first_step),
+        progress=resume(accelerator, out, cfg.first_step) if resume_run else Progress(step=cfg.first_step),
     )
 
 

@@ -6,27 +6,37 @@ DIR/pictures/ holds the pictures that all rows of a seed train on, while there a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
-import time
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
 from .ahead import make_ahead
 from .checkpoint import replace_text
 from .rows import PICTURES, Job, base_config, find_job, jobs
+from .schedule import row_file, run_rows
 from .sources import is_stream
+
+if TYPE_CHECKING:
+    import torch
 
 TIMED_BATCH = {"cuda": 256, "cpu": 16}
 
 
-def run_study(folder: Path, settings: dict[str, Any], *, names: list[str], seeds: int, parallel: int) -> dict[str, Any]:
+def run_study(
+    folder: Path,
+    settings: dict[str, Any],
+    *,
+    names: list[str],
+    seeds: int,
+    parallel: int,
+    minutes: float | None = None,
+) -> dict[str, Any]:
     """Do what is not done yet and collect.
 
     Args:
@@ -35,6 +45,7 @@ def run_study(folder: Path, settings: dict[str, Any], *, names: list[str], seeds
         names: Rows; empty for all.
         seeds: Repetitions of each, seeds 10, 11, ...
         parallel: Rows at a time.
+        minutes: After which rows that run are stopped and no others begin; None for no limit.
 
     Returns:
         What study.json holds: {"rows": [...], "failed": [...], "settings", "environment"}.
@@ -43,12 +54,12 @@ def run_study(folder: Path, settings: dict[str, Any], *, names: list[str], seeds
         ValueError: A row is unknown, or the folder is of another study.
     """
     chosen = [find_job(name) for name in names] if names else jobs()
-    chosen = _with_needs(chosen)
+    chosen = with_needs(chosen)
     keep_settings(folder, settings)
-    waiting = [(job, 10 + i) for job in chosen for i in range(seeds)]
-    waiting = [(job, seed) for job, seed in waiting if not _file(folder, job.name, seed).is_file()]
+    waiting = [(job, 10 + i) for i in range(seeds) for job in chosen]
+    waiting = [(job, seed) for job, seed in waiting if not row_file(folder, job.name, seed).is_file()]
     make_pictures(folder, settings, {seed for _, seed in waiting})
-    failed = _schedule(folder, waiting, parallel)
+    failed = run_rows(folder, waiting, parallel, minutes)
     shutil.rmtree(folder / PICTURES, ignore_errors=True)
     return collect(folder, settings, failed)
 
@@ -73,60 +84,13 @@ def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
         raise ValueError(f"--out: {folder} cannot be written: {error}; choose another folder") from error
 
 
-def _with_needs(chosen: list[Job]) -> list[Job]:
-    needed = [find_job(name) for job in chosen for name in job.needs]
-    return list({job.name: job for job in [*needed, *chosen]}.values())
-
-
-def _file(folder: Path, name: str, seed: int) -> Path:
-    return folder / "rows" / f"{name}-{seed}.json"
-
-
-def _schedule(folder: Path, waiting: list[tuple[Job, int]], parallel: int) -> list[str]:
-    """Start rows whose needs are met, `parallel` at a time; return the names of those that failed."""
-    running: dict[str, tuple[subprocess.Popen[bytes], float, int]] = {}
-    failed: list[str] = []
-    logs = folder / "logs"
-    logs.mkdir(exist_ok=True)
-    total, done = len(waiting), 0
-    while waiting or running:
-        for job, seed in list(waiting):
-            if len(running) >= parallel:
-                break
-            name = f"{job.name}-{seed}"
-            if any(f"{need}-{seed}" in failed for need in job.needs):
-                failed.append(name)
-                waiting.remove((job, seed))
-            elif all(_file(folder, need, seed).is_file() for need in job.needs):
-                with (logs / f"{name}.log").open("ab") as log:
-                    slot = min(set(range(parallel)) - {place for _, _, place in running.values()})
-                    running[name] = (_start(folder, job.name, seed, slot, log), time.monotonic(), slot)
-                waiting.remove((job, seed))
-        for name, (process, begun, _) in list(running.items()):
-            if process.poll() is None:
-                continue
-            del running[name]
-            done += 1
-            good = process.returncode == 0
-            if not good:
-                failed.append(name)
-            word = "done" if good else f"FAILED, see {logs / name}.log"
-            print(f"{done}/{total} {name}: {word} in {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
-        time.sleep(0.2)
-    return failed
-
-
-def _start(folder: Path, name: str, seed: int, slot: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start one row; on a machine with several GPUs the rows that run side by side are spread over them."""
-    import torch
-
-    environment = dict(os.environ)
-    count = torch.cuda.device_count()
-    if count > 1:
-        given = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
-        environment["CUDA_VISIBLE_DEVICES"] = given[slot % count] if len(given) == count else str(slot % count)
-    command = [sys.executable, "-m", "vim_compress.rows", str(folder), name, str(seed)]
-    return subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+def with_needs(chosen: list[Job]) -> list[Job]:
+    """Put before each row the rows that it waits for, and those that they wait for."""
+    found: dict[str, Job] = {}
+    for job in chosen:
+        for one in [*with_needs([find_job(name) for name in job.needs]), job]:
+            found.setdefault(one.name, one)
+    return list(found.values())
 
 
 def collect(folder: Path, settings: dict[str, Any], failed: list[str]) -> dict[str, Any]:
@@ -138,10 +102,8 @@ def collect(folder: Path, settings: dict[str, Any], failed: list[str]) -> dict[s
     rows = []
     for file in sorted((folder / "rows").glob("*.json")):
         row = json.loads(file.read_text())
-        if "latency_ms" not in row or row.get("timed_on") != device.type:
-            row |= time_row(folder / row["model"], device)
-            replace_text(file, json.dumps(row, indent=1))
-        rows.append(row)
+        rows += row.pop("rounds", []) if row["method"] == "imp" else [row]
+    rows = [row | time_row(folder, row["config"], device) for row in rows]
     result = {
         "rows": rows,
         "failed": failed,
@@ -153,22 +115,32 @@ def collect(folder: Path, settings: dict[str, Any], failed: list[str]) -> dict[s
     return result
 
 
-def time_row(model: Path, device: Any) -> dict[str, Any]:
-    """Return the latency of a saved network for a batch; masks do not change it, as `benchmark --keep` shows."""
-    from .benchmark import time_network
-    from .weights import load_model
+def time_row(folder: Path, config: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return the latency of a network for a batch; equal ones are timed once.
 
-    batch = TIMED_BATCH.get(device.type, 16)
-    cuda = device.type == "cuda"
-    timing = time_network(
-        load_model(model), batch=batch, device=str(device), precision="bf16" if cuda else "fp32", graph=cuda
-    )
-    return {
-        "latency_ms": round(timing.milliseconds, 4),
-        "latency_batch": batch,
-        "peak_bytes": timing.peak_bytes,
-        "timed_on": device.type,
-    }
+    Masks do not change it, as `benchmark --keep` shows. DIR/times.json keeps what was timed.
+    """
+    from .benchmark import time_network
+    from .config import config_from_dict
+    from .models import make_network
+
+    key = hashlib.sha256(json.dumps([device.type, config], sort_keys=True).encode()).hexdigest()[:16]
+    file = folder / "times.json"
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    if key not in known:
+        batch = TIMED_BATCH.get(device.type, 16)
+        cuda = device.type == "cuda"
+        timing = time_network(
+            make_network(config_from_dict(config)),
+            batch=batch,
+            device=str(device),
+            precision="bf16" if cuda else "fp32",
+            graph=cuda,
+        )
+        known[key] = {"latency_ms": round(timing.milliseconds, 4), "latency_batch": batch, "timed_on": device.type}
+        known[key]["peak_bytes"] = timing.peak_bytes
+        replace_text(file, json.dumps(known, indent=1))
+    return known[key]
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

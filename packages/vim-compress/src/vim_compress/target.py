@@ -67,6 +67,11 @@ def best_units(scores: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[
     return {name: sorted(scores[name].topk(n).indices.tolist()) for name, n in counts.items() if n < len(scores[name])}
 
 
+def allowed(target: Target, before: float) -> float:
+    """Return the largest cost that meets a target, given the present one; two percent more for a measured time."""
+    return target.limit(before) * (SLACK if target.quantity == "latency" else 1.0)
+
+
 def find_plan(
     config: ModelConfig,
     axes: list[Axis],
@@ -92,7 +97,7 @@ def find_plan(
         ValueError: Even the smallest network costs more; the message says what the nearest is.
     """
     before = measure(config)
-    limit = target.limit(before) * (SLACK if target.quantity == "latency" else 1.0)
+    limit = allowed(target, before)
     known: dict[tuple[int, ...], float] = {}
 
     def cost(share: float) -> float:

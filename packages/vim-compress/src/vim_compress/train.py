@@ -61,6 +61,7 @@ def train(cfg: TrainConfig, out: Path, *, resume_run: bool = False) -> Progress:
     """
     import torch
 
+    from .graphs import RecordedStep
     from .guard import Stop
     from .pace import Pace
     from .run import prepare
@@ -69,17 +70,22 @@ def train(cfg: TrainConfig, out: Path, *, resume_run: bool = False) -> Progress:
     accelerator, progress = run.accelerator, run.progress
     keep_for_rewinding(run)
     batches = forever(run)
+    recorded = RecordedStep(run) if cfg.graph else None
     last = min(cfg.steps, cfg.stop_at or cfg.steps)
     mean_loss = torch.full((), progress.loss, device=accelerator.device)
     pace = Pace(progress.step, cfg.steps, shown=accelerator.is_main_process)
 
     with Stop(cfg.max_minutes) as stop:
         while progress.step < last:
-            run.network.train()
-            for group in run.optimizer.param_groups:
-                group["lr"] = lr_at(progress.step, cfg)
-            loss, norm = take_step(run, batches)
-            follow(run)
+            if not run.network.training:
+                run.network.train()
+            if recorded is None:
+                for group in run.optimizer.param_groups:
+                    group["lr"] = lr_at(progress.step, cfg)
+                loss, norm = take_step(run, batches)
+                follow(run)
+            else:
+                loss, norm = recorded(next(batches), lr_at(progress.step, cfg), ema_at(progress.step, cfg))
             mean_loss += loss / cfg.log_every
             progress.step += 1
             prune(run)
@@ -109,18 +115,12 @@ def take_step(run: Run, batches: Iterator[Batch]) -> tuple[Tensor, Tensor]:
     """Make one optimizer step; return its mean loss and the norm of its gradient before clipping, on the device."""
     import torch
 
-    from .loss import classification_loss
-
     cfg, accelerator = run.cfg, run.accelerator
     mean, norm = torch.zeros((), device=accelerator.device), torch.zeros((), device=accelerator.device)
     for _ in range(cfg.micro_steps):
         batch = next(batches)
         with accelerator.accumulate(run.network):
-            taught = taught_by(run, batch)
-            logits = run.network(batch["image"])
-            loss = classification_loss(
-                logits, batch["target"], taught, weight=cfg.teacher_weight, temperature=cfg.temperature
-            )
+            loss = objective(run, batch)
             accelerator.backward(loss)
             mean += loss.detach() / cfg.micro_steps
             if accelerator.sync_gradients:
@@ -133,6 +133,15 @@ def take_step(run: Run, batches: Iterator[Batch]) -> tuple[Tensor, Tensor]:
                 run.optimizer.step()
             run.optimizer.zero_grad()
     return mean, norm
+
+
+def objective(run: Run, batch: Batch) -> Tensor:
+    """Return the loss of a batch, a scalar."""
+    from .loss import classification_loss
+
+    cfg, taught = run.cfg, taught_by(run, batch)
+    logits = run.network(batch["image"])
+    return classification_loss(logits, batch["target"], taught, weight=cfg.teacher_weight, temperature=cfg.temperature)
 
 
 def taught_by(run: Run, batch: Batch) -> Tensor | None:

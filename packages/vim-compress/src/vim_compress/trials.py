@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import CnnConfig, MambaVisionConfig, ModelConfig, VimConfig
+from .pruner import TICKET
 from .recipes import TrainConfig
 
 
@@ -39,10 +40,18 @@ def train(cfg: TrainConfig, out: Path) -> float:
         return json.loads(done.read_text())["seconds"]
     begun = time.monotonic()
     out.parent.mkdir(parents=True, exist_ok=True)
-    run(cfg, out, resume_run=(out / "config.json").is_file())
+    progress = run(cfg, out, resume_run=(out / "config.json").is_file())
+    if progress.step < cfg.steps and not drawn(out):
+        raise SystemExit(f"{out}: stopped at step {progress.step} of {cfg.steps}; the study goes on from there")
     seconds = time.monotonic() - begun
     done.write_text(json.dumps({"seconds": seconds}))
     return seconds
+
+
+def drawn(out: Path) -> bool:
+    """Say whether a run ended with its early-bird ticket."""
+    file = out / TICKET
+    return file.is_file() and json.loads(file.read_text())["ticket_step"] is not None
 
 
 def accuracy_of(at: Context, model: Any) -> float:
@@ -90,6 +99,7 @@ def measured(at: Context, folder: Path, seconds: float, masks: Path | None = Non
         "top1": accuracy_of(at, model),
         "seconds": seconds,
         "model": str(folder.relative_to(at.folder)),
+        "config": model.config.to_dict(),
     }
 
 
