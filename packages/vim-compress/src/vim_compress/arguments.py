@@ -213,6 +213,8 @@ class BenchmarkOptions:
         sizes: Sides of square pictures, separated by commas, each optionally with its batch: 224:256,1248:8.
         batch: Pictures at a time where `sizes` does not say.
         keep: Also time each Vim with this share of its inner channels, cut and masked; 0 does not.
+        attention: Also time each MambaVision with attention across its windows: some of shifted, band, neighbourhood,
+            separated by commas.
         device: auto (a CUDA GPU if there is one, else the CPU), cpu, cuda, ...
         precision: Of weights and activations.
         modes: Of running, separated by commas: eager, graph (CUDA graph), compiled.
@@ -225,6 +227,7 @@ class BenchmarkOptions:
     sizes: str | None = None
     batch: int = 32
     keep: float = 0.0
+    attention: str = ""
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     modes: str = "eager"
@@ -241,6 +244,9 @@ class BenchmarkOptions:
         unknown = set(self.modes.split(",")) - {"eager", "graph", "compiled"}
         if unknown:
             raise ValueError(f"--modes: must be among eager, graph, compiled, got {', '.join(sorted(unknown))}")
+        unknown = set(self.attention.split(",")) - {"shifted", "band", "neighbourhood", ""}
+        if unknown:
+            raise ValueError(f"--attention: must be among shifted, band, neighbourhood, got {', '.join(unknown)}")
 
 
 def _at_least(name: str, value: int, least: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -270,7 +271,7 @@ def benchmark_command(options: BenchmarkOptions) -> int:
     from .benchmark import compare
 
     names = options.network.split(",")
-    models = [entry for name in names for entry in _makers(name, options.keep)]
+    models = [entry for name in names for entry in _makers(name, options.keep, options.attention)]
     sizes = parse_sizes(options.sizes, options.batch, names[0])
     result = compare(
         models,
@@ -303,11 +304,11 @@ def benchmark_command(options: BenchmarkOptions) -> int:
     return 0
 
 
-def _makers(name: str, keep: float) -> list[tuple[str, Callable[[], nn.Module]]]:
-    """Return the networks that a name stands for: itself and, with `keep`, cut and masked versions of a Vim."""
+def _makers(name: str, keep: float, attention: str) -> list[tuple[str, Callable[[], nn.Module]]]:
+    """Return the networks that a name stands for: itself, and with `keep` or `attention` other versions of it."""
     from dataclasses import replace
 
-    from .config import VimConfig
+    from .config import MambaVisionConfig, VimConfig
     from .models import make_network
 
     if name not in PRESETS and not Path(name).is_dir():
@@ -331,6 +332,10 @@ def _makers(name: str, keep: float) -> list[tuple[str, Callable[[], nn.Module]]]
             return model
 
         found.append((f"{name} masked to {keep:g}", masked))
+    if attention and isinstance(config, MambaVisionConfig):
+        for kind in attention.split(","):
+            other = replace(config, attention=kind)  # pyright: ignore[reportArgumentType]
+            found.append((f"{name} {kind}", partial(make_network, other)))
     return found
 
 
