@@ -167,6 +167,18 @@ def test_eager_attention_changes_no_result():
     torch.testing.assert_close(model(x), fused)
 
 
+def test_eager_attention_can_be_trained_after_inference():
+    q, k, v = torch.randn(3, 1, 8, 8, 1, 4).unbind()
+    with torch.inference_mode():
+        eager_window_attention(q, k, v, window=8, key_window=12, bias_table=torch.zeros(361, 1))
+        eager_window_attention(q, k, v, window=4, key_window=4, shift=1, bias_table=torch.zeros(49, 1))
+    for window, key_window, shift, size in ((8, 12, 0, 361), (4, 4, 1, 49)):
+        table = torch.zeros(size, 1, requires_grad=True)
+        y = eager_window_attention(q, k, v, window=window, key_window=key_window, shift=shift, bias_table=table)
+        y.square().sum().backward()
+        assert table.grad is not None and table.grad.any()
+
+
 def test_scans_of_variants_are_counted():
     plain = model_info(TINY, 2, 16, 16)["scan_ops"]
     assert model_info(replace(TINY, scan_window=4), 2, 16, 16)["scan_ops"] == plain

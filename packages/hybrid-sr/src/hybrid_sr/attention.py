@@ -99,27 +99,29 @@ def _bias(table: Tensor, window: int, key_window: int) -> Tensor:
 @lru_cache(maxsize=16)
 def _bias_rows(window: int, key_window: int, device: torch.device) -> Tensor:
     """Number the row of the table for every pair of query and key, (Q, K)."""
-    reach, border = (window + key_window) // 2 - 1, (key_window - window) // 2
-    queries = torch.cartesian_prod(torch.arange(window), torch.arange(window))
-    keys = torch.cartesian_prod(torch.arange(key_window), torch.arange(key_window)) - border
-    offset = keys[None] - queries[:, None]
-    if key_window == window:
-        offset = -offset
-    row = (offset[..., 0] + reach) * (window + key_window - 1) + offset[..., 1] + reach
-    return row.to(device)
+    with torch.inference_mode(False):  # kept, also for training
+        reach, border = (window + key_window) // 2 - 1, (key_window - window) // 2
+        queries = torch.cartesian_prod(torch.arange(window), torch.arange(window))
+        keys = torch.cartesian_prod(torch.arange(key_window), torch.arange(key_window)) - border
+        offset = keys[None] - queries[:, None]
+        if key_window == window:
+            offset = -offset
+        row = (offset[..., 0] + reach) * (window + key_window - 1) + offset[..., 1] + reach
+        return row.to(device)
 
 
 @lru_cache(maxsize=16)
 def _shift_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
     """Give -inf to pairs of pixels that only the wrap-around made neighbours, (windows of a picture, Q, K)."""
-    parts = []
-    for size in (height, width):
-        position = torch.arange(size)
-        parts.append((position >= size - window).long() + (position >= size - shift).long())
-    region = 3 * parts[0][:, None] + parts[1][None, :]
-    region = region.unfold(0, window, window).unfold(1, window, window).flatten(2).flatten(0, 1)  # (windows, Q)
-    apart = region[:, :, None] != region[:, None, :]
-    return torch.zeros(apart.shape).masked_fill(apart, float("-inf")).to(device)
+    with torch.inference_mode(False):
+        parts = []
+        for size in (height, width):
+            position = torch.arange(size)
+            parts.append((position >= size - window).long() + (position >= size - shift).long())
+        region = 3 * parts[0][:, None] + parts[1][None, :]
+        region = region.unfold(0, window, window).unfold(1, window, window).flatten(2).flatten(0, 1)  # (windows, Q)
+        apart = region[:, :, None] != region[:, None, :]
+        return torch.zeros(apart.shape).masked_fill(apart, float("-inf")).to(device)
 
 
 class VariedOverlapAttention(OverlappingWindowAttention):
