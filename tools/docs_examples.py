@@ -170,6 +170,9 @@ class Page:
             check_install(words[2:])
             return "read"
         launched = words[0] in LAUNCHERS
+        if launched and (script := next((word for word in words if word.endswith(".py")), None)):
+            read_launcher(words, script=script)
+            return "read"
         call, target = understand(words)
         shortened = (launched or long) and "--print_config" not in call.argv
         if shortened:
@@ -205,8 +208,12 @@ def understand(words: list[str]) -> tuple[Call, Path | None]:
     raise Failed(f"this tool knows no program called {words[0]!r}; teach it, or take the fence's tag away")
 
 
-def read_launcher(words: list[str]) -> list[str]:
-    """Let accelerate or torchrun read its own options; return `-m MODULE ARGUMENTS`."""
+def read_launcher(words: list[str], script: str | None = None) -> list[str]:
+    """Let accelerate or torchrun read its own options; return `-m MODULE ARGUMENTS`.
+
+    Raises:
+        Failed: It starts neither a module nor the file `script` of this repository.
+    """
     if words[0] == "torchrun":
         from torch.distributed.run import get_args_parser
 
@@ -219,8 +226,8 @@ def read_launcher(words: list[str]) -> list[str]:
             from accelerate.commands.config.config_args import load_config_from_file
 
             load_config_from_file(str(ROOT / found.config_file))
-    if not found.module:
-        raise Failed(f"{words[0]}: give the trainer as -m MODULE")
+    if not (found.module or (script is not None and (ROOT / script).is_file())):
+        raise Failed(f"{words[0]}: give the trainer as -m MODULE, or a file of this repository that exists")
     return ["-m", found.training_script, *found.training_script_args]
 
 
