@@ -57,9 +57,12 @@ class RecordedStep:
 
     def _record(self) -> None:
         self.step_on_device.forget_gradients()
+        for group in self.step_on_device.run.optimizer.param_groups:
+            group["capturable"] = True
         torch.cuda.synchronize()
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=self.stream):
+        # "thread_local": the loader's thread may page-lock memory meanwhile
+        with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
             self.results = self.step_on_device.make()
 
 
@@ -79,7 +82,7 @@ class DeviceStep:
         self.image: Tensor | None = None
         self.target: Tensor | None = None
         for group in run.optimizer.param_groups:
-            group["lr"], group["capturable"] = self.lr, True
+            group["lr"] = self.lr
 
     def set(self, batch: Batch, lr: float, ema: float) -> None:
         """Take what is new in the step that comes."""
