@@ -1,19 +1,10 @@
-"""The options of the verbs as dataclasses, and command lines generated from them. Importing this imports no torch."""
+"""The options of the verbs as dataclasses. Importing this imports no torch."""
 
 from __future__ import annotations
 
-import types
-from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
-from inspect import get_annotations
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-    from jsonargparse import ArgumentParser
-
-Options = TypeVar("Options", bound="DataclassInstance")
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +26,6 @@ class SamplingOptions:
         tokenizer: A tokenizer's model/ folder; the shipped one if not given.
         text_encoder: minilm, or the name or folder of the encoder that the model was trained with.
         device: auto (a CUDA GPU if there is one, else the CPU), cpu, cuda, cuda:1, mps.
-        enlarge: Repeat every pixel so many times on both sides.
-        out: Folder for the pictures.
         overwrite: Replace existing files.
         json: Print JSON.
     """
@@ -55,28 +44,59 @@ class SamplingOptions:
     tokenizer: Path | None = None
     text_encoder: str = "minilm"
     device: str = "auto"
-    enlarge: int = 4
-    out: Path = Path("out")
     overwrite: bool = False
     json: bool = False
 
     def __post_init__(self) -> None:
         """Refuse numbers without a meaning."""
-        for name in ("num", "steps", "enlarge"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name}: must be at least 1, got {getattr(self, name)}")
+        _at_least_one(self, "num", "steps")
         for name in ("seed", "guidance", "sample_temperature", "mask_temperature", "top_k"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name.replace('_', '-')}: must be at least 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions(SamplingOptions):
+class DrawingOptions(SamplingOptions):
+    """Where pictures go.
+
+    Attributes:
+        enlarge: Repeat every pixel so many times on both sides.
+        out: Folder for the pictures.
+    """
+
+    enlarge: int = 4
+    out: Path = Path("out")
+
+    def __post_init__(self) -> None:
+        """Refuse numbers without a meaning."""
+        super().__post_init__()
+        _at_least_one(self, "enlarge")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(DrawingOptions):
     """Options of `muse-mamba generate`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class InpaintOptions(SamplingOptions):
+class ReportOptions(SamplingOptions):
+    """Options of `muse-mamba report`.
+
+    Attributes:
+        html: The page.
+    """
+
+    html: Path = Path("report.html")
+
+    def __post_init__(self) -> None:
+        """Refuse a file of another kind."""
+        super().__post_init__()
+        if self.html.suffix not in (".html", ".htm"):
+            raise ValueError(f"--html: must be a file ending in .html, got {self.html}; rename it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InpaintOptions(DrawingOptions):
     """Options of `muse-mamba inpaint`.
 
     Attributes:
@@ -94,7 +114,7 @@ class InpaintOptions(SamplingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OutpaintOptions(SamplingOptions):
+class OutpaintOptions(DrawingOptions):
     """Options of `muse-mamba outpaint`.
 
     Attributes:
@@ -114,7 +134,7 @@ class OutpaintOptions(SamplingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VariationOptions(SamplingOptions):
+class VariationOptions(DrawingOptions):
     """Options of `muse-mamba variation`.
 
     Attributes:
@@ -131,6 +151,12 @@ class VariationOptions(SamplingOptions):
         _needs(self, "image")
         if not 0 < self.strength <= 1:
             raise ValueError(f"--strength: must be above 0 and at most 1, got {self.strength}")
+
+
+def _at_least_one(options: Any, *names: str) -> None:
+    for name in names:
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name}: must be at least 1, got {getattr(options, name)}")
 
 
 def _needs(options: Any, *names: str) -> None:
@@ -173,6 +199,71 @@ class EncodeOptions:
             raise ValueError("--out is missing; give a new folder")
         if self.size < 8 or self.text_length < 1:
             raise ValueError(f"--size: must be at least 8 and --text-length 1, got {self.size} and {self.text_length}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Options of `muse-mamba export`.
+
+    Attributes:
+        out: File that ends in .onnx, .pt2 (torch.export), or .safetensors (weights in half precision).
+        part: The token model (tokens, text and mask to logits), or the tokenizer's encoder or decoder.
+        model: A run's model/ folder; the shipped model if not given.
+        tokenizer: A tokenizer's model/ folder; the shipped one if not given.
+        overwrite: Replace an existing file.
+        json: Print JSON.
+    """
+
+    out: Path | None = None
+    part: Literal["model", "encoder", "decoder"] = "model"
+    model: Path | None = None
+    tokenizer: Path | None = None
+    overwrite: bool = False
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse missing files and formats that are not known."""
+        if self.out is None:
+            raise ValueError("--out is missing; give a file that ends in .onnx, .pt2 or .safetensors")
+        if self.out.suffix not in (".onnx", ".pt2", ".safetensors"):
+            raise ValueError(f"--out: must end in .onnx, .pt2 or .safetensors, got {self.out.name}; rename it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """Options of `muse-mamba train-judge`.
+
+    Attributes:
+        out: New or empty folder for the judge.
+        data: Folder of pictures with captions, or openclipart (Debian's openclipart-png and -svg) if not given.
+        root: Where Debian's packages are installed, or unpacked with dpkg -x.
+        against: Packed folder whose held-out concepts the judge shall not know.
+        text_encoder: minilm, or the name or folder of an encoder of transformers.
+        dim: Width of the space that pictures and captions are brought into.
+        steps: Of the optimizer.
+        lr: Peak learning rate.
+        weight_decay: Of AdamW.
+        device: auto (a CUDA GPU if there is one, else the CPU), cpu, cuda, cuda:1, mps.
+    """
+
+    out: Path | None = None
+    data: str | None = None
+    root: Path = Path("/")
+    against: Path | None = None
+    text_encoder: str = "minilm"
+    dim: int = 96
+    steps: int = 400
+    lr: float = 2e-3
+    weight_decay: float = 0.1
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained."""
+        if self.out is None:
+            raise ValueError("--out is missing; give a new folder")
+        _at_least_one(self, "dim", "steps")
+        if self.lr <= 0 or self.weight_decay < 0:
+            raise ValueError(f"--lr: must be above 0 and --weight-decay at least 0, got {self.lr}, {self.weight_decay}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,9 +313,7 @@ class BenchmarkOptions:
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1."""
-        for name in ("batch", "steps", "repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name}: must be at least 1, got {getattr(self, name)}")
+        _at_least_one(self, "batch", "steps", "repeats")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,9 +352,7 @@ class StudyOptions:
         """Refuse what cannot be run."""
         if self.out is None:
             raise ValueError("--out is missing; give the folder of the study")
-        for name in ("steps", "parallel", "prompts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name}: must be at least 1, got {getattr(self, name)}")
+        _at_least_one(self, "steps", "parallel", "prompts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -309,113 +396,3 @@ class EvaluateOptions:
     device: str = "auto"
     out: Path | None = None
     overwrite: bool = False
-
-
-def parse_options(
-    verb: str,
-    argv: Sequence[str],
-    options: type[Options],
-    *,
-    description: str,
-    positional: tuple[str, str, str] | None = None,
-) -> tuple[Options, Any]:
-    """Parse the arguments of a verb.
-
-    Args:
-        verb: For the usage line.
-        argv: Arguments after the verb.
-        options: Dataclass; every field is an option `--name` of its type, help and default (a switch if boolean).
-        description: First lines of the help.
-        positional: Name, number ("*" or "?") and help of the arguments without a name; if the name is a field it sets
-            that field.
-
-    Returns:
-        The options, and the positional value where its name is no field (else None).
-
-    Raises:
-        ValueError: Anything is wrong, in one line. `--help` prints and raises SystemExit(0).
-    """
-    hints = get_type_hints(options)
-    parser = _make_parser(verb, description, hints)
-    helps = _attribute_helps(options)
-    if positional is not None:
-        name, number, text = positional
-        parser.add_argument(name, nargs=number, type=str, help=text)
-    own = get_annotations(options)
-    ordered = sorted(fields(options), key=lambda f: f.name not in own)  # before those that it shares with other verbs
-    for f in ordered:
-        if positional is not None and f.name == positional[0]:
-            continue
-        flag = "--" + f.name.replace("_", "-")
-        if hints[f.name] is bool:
-            parser.add_argument(flag, action="store_true", help=helps[f.name])
-        else:
-            assert f.default is not MISSING
-            text = helps[f.name] if f.default is None else f"{helps[f.name]} Default: {f.default}."
-            parser.add_argument(flag, type=hints[f.name], default=f.default, help=text, metavar=_metavar(hints[f.name]))
-    names = [f.name for f in ordered]
-    values = parser.parse_args(_with_dashes(argv)).as_dict()
-    chosen = {name: values[name] for name in names if name in values and values[name] is not None}
-    rest = values[positional[0]] if positional is not None and positional[0] not in names else None
-    return options(**chosen), rest
-
-
-def _with_dashes(argv: Sequence[str]) -> list[str]:
-    """Accept --top_k for --top-k, as the fields are called in the trainer's files; texts stay as they are."""
-    flags = [item.partition("=") for item in argv]
-    return [(a.replace("_", "-") if a.startswith("--") and " " not in a else a) + equals + b for a, equals, b in flags]
-
-
-def _make_parser(verb: str, description: str, hints: dict[str, Any]) -> ArgumentParser:
-    from argparse import HelpFormatter
-
-    from jsonargparse import ArgumentParser
-
-    class OneLineParser(ArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise ValueError(_one_line(message, hints)) from ex
-
-    return OneLineParser(prog=f"muse-mamba {verb}", description=description, formatter_class=HelpFormatter)
-
-
-def _one_line(message: str, hints: dict[str, Any]) -> str:
-    """Say what an option must be, instead of the parser's lines about types."""
-    text = " ".join(message.split())
-    key, value = _between(text, 'Parser key "', '"'), text.rpartition(": ")[2]
-    if key in hints:
-        return f"--{key.replace('_', '-')}: must be {_wanted(hints[key])}, got {value}"
-    return f"{text}; see --help"
-
-
-def _between(text: str, before: str, after: str) -> str:
-    return text.partition(before)[2].partition(after)[0]
-
-
-def _metavar(hint: Any) -> str | None:
-    """Name the value in the help: choices spelled out, else the kind."""
-    kinds = {Path: "PATH", int: "N", float: "X", str: "NAME"}
-    if get_origin(hint) is Literal:
-        return "{" + ",".join(str(x) for x in get_args(hint)) + "}"
-    if get_origin(hint) in (Union, types.UnionType):
-        return "|".join(_metavar(part) or "" for part in get_args(hint) if part is not type(None))
-    return kinds.get(hint)
-
-
-def _wanted(hint: Any) -> str:
-    plain = {int: "a whole number", float: "a number", str: "a text", Path: "a path"}
-    if get_origin(hint) is Literal:
-        return "one of " + ", ".join(str(x) for x in get_args(hint))
-    if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(_wanted(part) for part in get_args(hint) if part is not type(None))
-    return plain.get(hint, str(hint))
-
-
-def _attribute_helps(options: type) -> dict[str, str]:
-    """Read the help of every field from the docstrings of the class and its bases."""
-    from docstring_parser import parse
-
-    helps: dict[str, str] = {}
-    for base in reversed(options.__mro__[:-1]):
-        for item in parse(base.__doc__ or "").params:
-            helps[item.arg_name] = " ".join((item.description or "").split())
-    return helps

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from . import arguments
-from .arguments import parse_options
+from .parsing import parse_options
 
 USAGE = """usage: muse-mamba VERB ...
 
@@ -16,11 +16,14 @@ USAGE = """usage: muse-mamba VERB ...
   inpaint          draw a part of a picture anew
   outpaint         draw what could be around a picture
   variation        draw a picture partly anew
+  report           one HTML page: pictures of a sentence and how they came about, step by step
   train            train a token model
   train-tokenizer  train a VQ-VAE
+  train-judge      train the network that finds the caption of a picture
   encode           pack pictures and encoded captions into one folder
   evaluate         measure pictures or reconstructions
   study            train every way of mixing text in under one budget, and compare
+  export           ONNX, torch.export or half-precision weights
   info             parameters and operations of a model
   benchmark        time of decoding and training against the number of tokens
 
@@ -56,11 +59,14 @@ def _dispatch(argv: list[str]) -> int:
         "inpaint": lambda rest: _drawing("inpaint", rest, arguments.InpaintOptions),
         "outpaint": lambda rest: _drawing("outpaint", rest, arguments.OutpaintOptions),
         "variation": lambda rest: _drawing("variation", rest, arguments.VariationOptions),
+        "report": lambda rest: _drawing("report", rest, arguments.ReportOptions),
         "train": _train,
         "train-tokenizer": _train_tokenizer,
+        "train-judge": _train_judge,
         "encode": _encode,
         "evaluate": _evaluate,
         "study": _study,
+        "export": _export,
         "info": _info,
         "benchmark": _benchmark,
     }
@@ -104,8 +110,13 @@ def _drawing(verb: str, argv: list[str], kind: type[Any]) -> int:
         "inpaint": "Draw anew what a mask marks in a picture.",
         "outpaint": "Make a picture smaller and draw what could be around it.",
         "variation": "Draw a share of a picture anew.",
+        "report": "Write one HTML page with pictures of sentences and the steps of their decoding.",
     }[verb]
     options, prompts = parse_options(verb, argv, kind, description=described, positional=PROMPTS)
+    if verb == "report":
+        from .report import report_command
+
+        return report_command(prompts, options)
     from . import generating
 
     return getattr(generating, f"{verb}_command")(prompts, options)
@@ -121,6 +132,14 @@ def _train_tokenizer(argv: list[str]) -> int:
     from .tokenizer.train import main as train
 
     return train(argv)
+
+
+def _train_judge(argv: list[str]) -> int:
+    description = "Train the network that finds the caption of a picture, on other pictures with titles."
+    options, _ = parse_options("train-judge", argv, arguments.JudgeOptions, description=description)
+    from .judgetrain import judge_command
+
+    return judge_command(options)
 
 
 def _encode(argv: list[str]) -> int:
@@ -145,6 +164,14 @@ def _study(argv: list[str]) -> int:
     from .study import study_command
 
     return study_command(options)
+
+
+def _export(argv: list[str]) -> int:
+    description = "Write the token model, or the tokenizer's encoder or decoder, for other programs."
+    options, _ = parse_options("export", argv, arguments.ExportOptions, description=description)
+    from .export import export_command
+
+    return export_command(options)
 
 
 def _info(argv: list[str]) -> int:

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arguments import GenerateOptions, InpaintOptions, OutpaintOptions, SamplingOptions, VariationOptions
+from .arguments import (
+    DrawingOptions,
+    GenerateOptions,
+    InpaintOptions,
+    OutpaintOptions,
+    SamplingOptions,
+    VariationOptions,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,7 +36,7 @@ def generate_command(prompts: list[str], options: GenerateOptions) -> int:
     check_weights(options)
     start = time.monotonic()
     pipeline = load(options)
-    made = pipeline(prompts, **_arguments(options), num_images_per_prompt=options.num)
+    made = pipeline(prompts, **arguments_of(options), num_images_per_prompt=options.num)
     return write(made.images, files, prompts, options, time.monotonic() - start, {"verb": "generate"})
 
 
@@ -93,7 +100,7 @@ def _filled(
 
     rows = len(prompts) * options.num
     start = torch.where(hidden.expand(rows, -1), pipeline.model.config.vocab, ids.expand(rows, -1))
-    return pipeline(prompts, **_arguments(options), num_images_per_prompt=options.num, ids=start).images
+    return pipeline(prompts, **arguments_of(options), num_images_per_prompt=options.num, ids=start).images
 
 
 def check_prompts(prompts: list[str]) -> None:
@@ -147,7 +154,8 @@ def load(options: SamplingOptions) -> MuseMambaPipeline:
     return pipeline.to(device)
 
 
-def _arguments(options: SamplingOptions) -> dict[str, Any]:
+def arguments_of(options: SamplingOptions) -> dict[str, Any]:
+    """Return the settings as the pipeline wants them."""
     import torch
 
     return {
@@ -160,7 +168,7 @@ def _arguments(options: SamplingOptions) -> dict[str, Any]:
     }
 
 
-def plan_files(options: SamplingOptions, prompts: list[str], num: int) -> list[Path]:
+def plan_files(options: DrawingOptions, prompts: list[str], num: int) -> list[Path]:
     """Return the files of the pictures, one each, and see that none is overwritten.
 
     Raises:
@@ -179,7 +187,7 @@ def plan_files(options: SamplingOptions, prompts: list[str], num: int) -> list[P
     return files
 
 
-def _grid_file(options: SamplingOptions) -> Path:
+def _grid_file(options: DrawingOptions) -> Path:
     return options.out / f"grid-{options.seed}.png"
 
 
@@ -187,7 +195,7 @@ def write(
     images: list[Image],
     files: list[Path],
     prompts: list[str],
-    options: SamplingOptions,
+    options: DrawingOptions,
     seconds: float,
     said: dict[str, Any],
 ) -> int:

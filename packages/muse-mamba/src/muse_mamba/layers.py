@@ -44,7 +44,9 @@ def left_pad(text: Tensor, mask: Tensor, length: int | None) -> tuple[Tensor, Te
     """
     length = text.shape[1] if length is None else length
     kept = mask & (mask.cumsum(1) <= length)
-    order = kept.int().argsort(dim=1, stable=True)
+    places = torch.arange(text.shape[1], device=mask.device)
+    keys = kept.int() * text.shape[1] + places  # all different, as a stable sort would be: that has no ONNX form
+    order = keys.topk(text.shape[1], dim=1, largest=False).indices
     text = torch.where(kept[..., None], text, 0.0).gather(1, order[..., None].expand_as(text))
     kept = kept.gather(1, order)
     missing = length - text.shape[1]

@@ -24,6 +24,8 @@ class TrainConfig(RunConfig):
         rectangle: Share of samples whose hidden tokens form a rectangle, for inpainting.
         self_condition: Share of samples with a first pass, for models with self_conditioning.
         variants: Augmented versions of every picture that are turned into tokens.
+        token_cache: Folder where the tokens are kept for the next run with the same pictures and tokenizer; None
+            keeps none.
         flip: Mirror every second version.
         shift: Largest shift of a version, as a share of the side.
         critic_weight: Of the critic's loss.
@@ -40,6 +42,7 @@ class TrainConfig(RunConfig):
     rectangle: float = 0.0
     self_condition: float = 0.9
     variants: int = 1
+    token_cache: str | None = None
     flip: bool = False
     shift: float = 0.0
     critic_weight: float = 1.0

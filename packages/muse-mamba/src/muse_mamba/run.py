@@ -16,8 +16,9 @@ from .guard import FiniteGuard
 from .model import TokenModel
 from .recipes import TrainConfig
 from .running import adamw, join_processes, tensors
+from .tokencache import training_tokens
 from .tokenizer import VQTokenizer
-from .tokens import TokenData, encode_pictures, open_cache, open_tokenizer, size_of
+from .tokens import TokenData, open_cache, open_tokenizer, size_of
 from .validation import Examples, make_examples
 
 if TYPE_CHECKING:
@@ -76,11 +77,11 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
     size = size_of(cfg, tokenizer.config.factor)
     found = open_collection(cfg.data, size=size, captioned=True, verbose=main)
     cache = open_cache(cfg, found, device)
-    ids = encode_pictures(tokenizer, found.train, size, cfg, variants=cfg.variants)
+    ids = training_tokens(tokenizer, found.train, size, cfg)
     cond = None
     if cfg.model.cond_vocab:
         smaller = cfg.model.cond_grid[0] * tokenizer.config.factor
-        cond = encode_pictures(tokenizer, found.train, smaller, cfg, variants=cfg.variants)
+        cond = training_tokens(tokenizer, found.train, smaller, cfg)
     shown = None
     if main and cfg.validation == "auto" and found.validation:
         shown = make_examples(cfg, tokenizer, found.validation, cache, size)

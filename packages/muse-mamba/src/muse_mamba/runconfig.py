@@ -14,7 +14,9 @@ from .checks import check, check_choice, check_whole, refuse
 Precision = Literal["no", "bf16", "fp16"]
 
 # A resumed run may change these: they decide when it stops, what it writes and how fast it is, not what it computes.
-FREE_ON_RESUME = frozenset({"stop_at", "max_minutes", "log_every", "save_every", "sample_every", "keep", "workers"})
+FREE_ON_RESUME = frozenset(
+    {"stop_at", "max_minutes", "log_every", "save_every", "sample_every", "keep", "workers", "token_cache"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,7 @@ NOTO_FONT = "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 STAMPS = "usr/share/tuxpaint/stamps"
 NOTO_SIZE = 109  # the font's only bitmap size
 HELD_OUT, VALIDATION = 0.05, 0.03  # shares of the concepts
-EMOJI_STAMPS = "emoji-stamps"
+EMOJI_STAMPS, OPENCLIPART = "emoji-stamps", "openclipart"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,8 @@ def find_pictures(data: str | None, root: Path = Path("/")) -> list[Picture]:
     """Return the pictures of a source, all splits, in a fixed order; none is opened.
 
     Args:
-        data: Folder of pictures, "emoji-stamps" (openmoji, Noto emoji, stamps), or None for openmoji alone.
+        data: Folder of pictures, "emoji-stamps" (openmoji, Noto emoji, stamps), "openclipart", or None for openmoji
+            alone.
         root: Where Debian's packages are installed or unpacked.
 
     Raises:
@@ -147,6 +148,10 @@ def find_pictures(data: str | None, root: Path = Path("/")) -> list[Picture]:
         return openmoji()
     if data == EMOJI_STAMPS:
         return openmoji() + noto(root) + stamps(root)
+    if data == OPENCLIPART:
+        from .clipart import openclipart
+
+        return openclipart(root)
     return in_folder(Path(data))
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .validation import Examples
 
 ROW, TABLE, PLOT, SHEET, ALL = "row.json", "table.md", "study.png", "sheet.png", "study.json"
+TOKENS = "tokens"  # folder of the pictures' tokens, the same for every method
 POLL = 1.0  # seconds between looks at the running processes
 SHEET_PROMPTS = 8
 RESUMED_BADLY = 3  # times that a run may fail before it is left out
@@ -147,6 +148,8 @@ def start_job(job: Job, options: StudyOptions) -> subprocess.Popen[bytes]:
 def _order(job: Job, options: StudyOptions) -> dict[str, Any]:
     argv = [options.recipe, "--method", job.method, "--data", str(options.data), "--seed", str(job.seed)]
     argv += ["--steps", str(options.steps), "--out", str(job.folder / "run")]
+    assert options.out is not None
+    argv += ["--token_cache", str(options.out / TOKENS)]
     argv += ["--log_every", str(max(1, min(100, options.steps // 2)))]
     if options.tokenizer is not None:
         argv += ["--tokenizer", str(options.tokenizer)]

@@ -101,7 +101,7 @@ class VQTokenizer(Pretrained):
         """
         quantized = self._quantize(pictures)
         values = quantized.values.permute(0, 3, 1, 2)
-        return Reconstruction(self._decode(values.to(pictures.dtype)), quantized)
+        return Reconstruction(self.decode_values(values.to(pictures.dtype)), quantized)
 
     @torch.no_grad()
     def encode(self, pictures: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class VQTokenizer(Pretrained):
             refuse("VQTokenizer.decode", "ids", f"in 0..{self.config.codes - 1}", found, "decode no masked tokens")
         values = self.quantizer.entries(ids).float().permute(0, 3, 1, 2)
         with exact(ids):
-            return self._decode(values).clamp(0, 1)
+            return self.decode_values(values).clamp(0, 1)
 
     def _quantize(self, pictures: Tensor) -> Quantized:
         factor = self.config.factor
@@ -140,7 +140,8 @@ class VQTokenizer(Pretrained):
         with exact(x):
             return self.quantizer(x.permute(0, 2, 3, 1))
 
-    def _decode(self, x: Tensor) -> Tensor:
+    def decode_values(self, x: Tensor) -> Tensor:
+        """Return pictures (B, 3, H, W), not clipped, of entries (B, D, h, w)."""
         for layer in self.decoder:
             x = self._run(layer, x)
         return self.last(x)
