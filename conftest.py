@@ -2,8 +2,10 @@
 
 import glob
 import os
+import shutil
 
 HAS_GPU = bool(glob.glob("/dev/nvidia[0-9]*"))
+HAS_BROWSER = any(map(shutil.which, ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")))
 if not HAS_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is first imported, so before any test module
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -23,7 +25,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         slow = item.get_closest_marker("slow") is not None and not config.getoption("--slow")
         gpu = item.get_closest_marker("gpu") is not None and not HAS_GPU
-        (dropped if slow or gpu else kept).append(item)
+        browser = item.get_closest_marker("browser") is not None and not HAS_BROWSER
+        (dropped if slow or gpu or browser else kept).append(item)
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = kept

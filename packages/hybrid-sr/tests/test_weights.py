@@ -112,7 +112,7 @@ def test_wrong_preset_says_what_fits(tmp_path, published, small):
         load_model(tmp_path / "net.pth", preset="contrast-no-pe", scale=2)
     with pytest.raises(ValueError, match=r"scale 4: 2 of another shape.*it fits small at scale 2"):
         load_model(tmp_path / "net.pth", preset=small, scale=4)
-    with pytest.raises(ValueError, match="weights of a preset at scale 3"):
+    with pytest.raises(ValueError, match=r"scale must be 2, which .* was trained for, got 3"):
         load_model(tmp_path / "net.pth", scale=3)
     with pytest.raises(ValueError, match="unknown name 'smal'"):
         load_model(tmp_path / "net.pth", preset="smal", scale=2)

@@ -69,6 +69,8 @@ class UpscaleOptions(NetworkOptions):
         sample: Instead of your own picture: make a packaged photo (coffee, astronaut, china, ...) small, upscale it,
             and compare with the original.
         original: The true high-resolution picture of a single input; prints the gain over bicubic.
+        compare: Also write an .html page for a single input: bicubic and the result under a bar that is dragged.
+        backend: What runs the network; onnxruntime takes an .onnx file of `hybrid-sr export` as --weights.
     """
 
     out: Path | None = None
@@ -76,6 +78,17 @@ class UpscaleOptions(NetworkOptions):
     overwrite: bool = False
     sample: str | None = None
     original: Path | None = None
+    compare: bool = False
+    backend: Literal["torch", "onnxruntime"] = "torch"
+
+    def __post_init__(self) -> None:
+        """Refuse what an ONNX file cannot do."""
+        super().__post_init__()
+        if self.backend == "onnxruntime" and (self.precision != "fp32" or self.device not in ("auto", "cpu")):
+            raise ValueError(
+                f"--backend onnxruntime: runs in fp32 on the CPU, got --precision {self.precision} --device "
+                f"{self.device}; leave both out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from .arguments import BenchmarkOptions, EvaluateOptions, InfoOptions, UpscaleOptions, parse_options
-from .tool_arguments import LamOptions, NormsOptions
+from .tool_arguments import ExportOptions, LamOptions, NormsOptions, ReportOptions
 
 USAGE = """usage: hybrid-sr VERB ...
 
@@ -20,6 +20,8 @@ USAGE = """usage: hybrid-sr VERB ...
   study      the light networks trained under one budget: table and plots
   lam        which input pixels a network used for one part of its result
   norms      how large the features of every group are
+  report     one HTML page about a training run
+  export     ONNX, torch.export, safetensors or .pth, for other programs
 
   hybrid-sr VERB --help   options of a verb
   hybrid-sr --version     version
@@ -55,6 +57,8 @@ def _dispatch(arguments: list[str]) -> int:
         "study": _study,
         "lam": _lam,
         "norms": _norms,
+        "report": _report,
+        "export": _export,
     }
     if verb in verbs:
         return _guarded(verb, verbs[verb], arguments[1:])
@@ -161,6 +165,32 @@ def _norms(argv: list[str]) -> int:
     from .inspection import norms_command
 
     return norms_command(image, options)
+
+
+def _report(argv: list[str]) -> int:
+    options, run = parse_options(
+        "report",
+        argv,
+        ReportOptions,
+        description="Write one HTML page about a training run: curves, pictures to compare, figures.",
+        positional=("run", "?", "The --out folder of the run."),
+    )
+    from .report import report_command
+
+    return report_command(run, options)
+
+
+def _export(argv: list[str]) -> int:
+    options, out = parse_options(
+        "export",
+        argv,
+        ExportOptions,
+        description="Write a network for other programs.",
+        positional=("file", "?", "A file ending in .onnx, .pt2, .safetensors or .pth, or a folder (half precision)."),
+    )
+    from .export import export_command
+
+    return export_command(out, options)
 
 
 def _study(argv: list[str]) -> int:

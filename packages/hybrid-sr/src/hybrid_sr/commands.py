@@ -10,13 +10,15 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .arguments import BenchmarkOptions, EvaluateOptions, InfoOptions, NetworkOptions, UpscaleOptions
+from .comparison import write_comparison
 from .config import PRESETS
 from .evaluate import NamedImage, evaluate_images, folder_images, read_low_resolution, sample_images
 from .files import Job, plan, upscale_files
@@ -37,6 +39,7 @@ OTHERS = {
     "lr": "the input",
     "original": "the photo itself",
 }
+COMPARISON = "bicubic and the result under a bar that is dragged, for a browser"
 
 
 def upscale_command(inputs: list[str], options: UpscaleOptions) -> int:
@@ -51,7 +54,8 @@ def upscale_command(inputs: list[str], options: UpscaleOptions) -> int:
     if not any(job.source.exists() for job in jobs):
         raise ValueError(f"{jobs[0].source}: does not exist; check the path")
     original = None if options.original is None else _checked_original(jobs, options)
-    model = _load(options)
+    page = _page_of(jobs, options) if options.compare else None
+    model, options = _load_backend(options)
     say = None if options.json else print
     report = upscale_files(
         _upscaler(model, options),
@@ -62,6 +66,11 @@ def upscale_command(inputs: list[str], options: UpscaleOptions) -> int:
         say=say,
     )
     result = report.to_dict()
+    if page is not None and report.done:
+        write_comparison(page, jobs[0], options.scale)
+        result["page"] = str(page)
+        if say is not None:
+            say(f"{page}: bicubic and the result, to compare in a browser")
     if original is not None and report.done:
         figures = gain(
             read_picture(jobs[0].source).rgb8(), read_picture(jobs[0].target).rgb8(), original, options.scale
@@ -157,6 +166,30 @@ def _load(options: NetworkOptions) -> HybridSR:
     return load_model(options.weights, preset=options.preset, scale=options.scale, device=device)
 
 
+def _load_backend(options: UpscaleOptions) -> tuple[HybridSR, UpscaleOptions]:
+    """Load the network for PyTorch, or the ONNX file that stands for it and the tile that it takes."""
+    if options.backend == "torch":
+        return _load(options), options
+    from .onnxnet import OnnxNetwork
+
+    model = OnnxNetwork(options.weights or Path("none given"))
+    if model.config.scale != options.scale:
+        raise ValueError(f"--scale: {options.weights} upscales {model.config.scale} times, got {options.scale}")
+    if model.size is not None and options.tile == "auto":
+        options = replace(options, tile=min(model.size) // 16 * 16)
+    return cast("HybridSR", model), options
+
+
+def _page_of(jobs: list[Job], options: UpscaleOptions) -> Path:
+    """Return where --compare writes."""
+    if len(jobs) != 1:
+        raise ValueError(f"--compare: belongs to a single picture, but {len(jobs)} are meant")
+    page = jobs[0].target.with_suffix(".html")
+    if page.exists() and not options.overwrite:
+        raise ValueError(f"{page}: exists; add --overwrite to replace it, or choose another --out")
+    return page
+
+
 def _name(model: HybridSR, options: NetworkOptions) -> str:
     preset = next((name for name, make in PRESETS.items() if make(options.scale) == model.config), "custom network")
     return f"{preset} x{options.scale}" + ("" if options.weights is None else f" ({options.weights})")
@@ -203,7 +236,7 @@ def _upscale_sample(options: UpscaleOptions) -> int:
     assert options.sample is not None
     sample = find_sample(options.sample)
     sample.path()  # refuses a package that is not installed before the weights are read
-    model = _load(options)
+    model, options = _load_backend(options)
     seconds = 0.0
 
     def run(image: NDArray) -> NDArray:
@@ -215,7 +248,13 @@ def _upscale_sample(options: UpscaleOptions) -> int:
         return result
 
     out = options.out or SAMPLE_OUT
+    page = out / f"{sample.name}_x{options.scale}.html" if options.compare else None
+    if page is not None and page.exists() and not options.overwrite:
+        raise ValueError(f"{page}: exists; add --overwrite to replace it, or choose another --out")
     figures, files = upscale_sample(run, sample, scale=options.scale, out=out, overwrite=options.overwrite)
+    if page is not None:
+        write_comparison(page, Job(files["lr"], files["upscaled"]), options.scale)
+        files["page"] = page
     if options.json:
         named = {key: str(path) for key, path in files.items()}
         _print_json({"sample": sample.name, "scale": options.scale, **_figures(figures), "files": named})
@@ -228,6 +267,8 @@ def _upscale_sample(options: UpscaleOptions) -> int:
     print(f"\nLook at {files['panel']}: input, bicubic, hybrid-sr and original side by side. Beside it:")
     for key, text in OTHERS.items():
         print(f"  {files[key].name:<{max(len(f.name) for f in files.values())}}  {text}")
+    if page is not None:
+        print(f"  {page.name}  {COMPARISON}")
     return 0
 
 

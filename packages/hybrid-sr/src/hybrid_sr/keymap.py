@@ -16,8 +16,11 @@ from torch import Tensor
 from .blocks import overlap_index_rotation
 from .checks import refuse
 from .config import PRESETS, ModelConfig
+from .deduce import deduce_config
 
 WRAPPERS = ("params_ema", "params", "state_dict", "model")  # an average, where there is one, is the better model
+
+CONFIG_TENSOR = "hybrid_sr_config"  # config.json as bytes, beside the parameters of an exported file
 
 # buffers of the published code that ours computes
 DERIVED = re.compile(r"(^|\.)(relative_position_index(_SA|_OCA)?|relative_coords_table|attn_mask|mean)$")
@@ -59,6 +62,29 @@ UPSAMPLER = {
     },
 }
 OVERLAP_TABLE = ".overlap.attention.relative_position_bias_table"
+
+# ours to published, the same way; the mixer's name depends on the network
+RENAME_BACK = [
+    (re.compile(pattern), published)
+    for pattern, published in (
+        (r"^stem\.", "conv_first."),
+        (r"^stem_norm\.", "patch_embed.norm."),
+        (r"^final_norm\.", "norm."),
+        (r"^body_conv\.", "conv_after_body."),
+        (r"^groups\.(\d+)\.conv\.", r"layers.\1.conv."),
+        (r"^groups\.(\d+)\.blocks\.", r"layers.\1.residual_group.blocks."),
+        (r"^groups\.(\d+)\.overlap\.(norm|ffn|mlp)", r"layers.\1.residual_group.overlap_attn.\2"),
+        (r"^groups\.(\d+)\.overlap\.position\.embed\.", r"layers.\1.residual_group.overlap_attn.cpb_mlp.pos_proj."),
+        (r"^groups\.(\d+)\.overlap\.attention\.", r"layers.\1.residual_group.overlap_attn."),
+        (r"\.channel_attention\.compress\.", ".conv_block.cab.0."),
+        (r"\.channel_attention\.restore\.", ".conv_block.cab.2."),
+        (r"\.channel_attention\.squeeze\.", ".conv_block.cab.3.attention.1."),
+        (r"\.channel_attention\.excite\.", ".conv_block.cab.3.attention.3."),
+        (r"\.ffn\.expand\.", ".mlp.fc1."),
+        (r"\.ffn\.reduce\.", ".mlp.fc2."),
+    )
+]
+POSITION_LAYER_BACK = re.compile(r"^groups\.(\d+)\.overlap\.position\.layers\.(\d)\.")
 
 
 def unwrap(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -115,6 +141,98 @@ def from_published(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str
             refuse("from_published", "state", wanted, f"the key {name!r}", "name the preset that it belongs to")
         ours[renamed] = _relayout(tensor, renamed, config)
     return ours
+
+
+def to_published(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Bring a network's state dict into the published names and layouts, the reverse of `from_published`.
+
+    The index tables that HAT's programs look for are added.
+
+    Args:
+        state: Of a network with `config`; not modified.
+        config: Its configuration.
+
+    Raises:
+        ValueError: The published code cannot build this network; the message names the field.
+    """
+    back = {ours: published for published, ours in UPSAMPLER[config.upsampler].items()}
+    published: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        stem, _, leaf = name.rpartition(".")
+        renamed = f"{back[stem]}.{leaf}" if stem in back else _rename_back(name, config)
+        if renamed is None:
+            refuse("to_published", "state", "parameters that the published code has", name, "export it as it is")
+        published[renamed] = _relayout_back(tensor, name, renamed, config)
+    _check_publishable(config, deduce_config(published))
+    if config.mixer == "attention":
+        published["relative_position_index_SA"] = window_index(config.window)
+    if config.overlap_attention and config.position == "table":
+        published["relative_position_index_OCA"] = overlap_index(config.window, config.key_window)
+    return published
+
+
+def _check_publishable(config: ModelConfig, deduced: ModelConfig) -> None:
+    """Refuse a network that whoever reads the published names would build differently."""
+    told = {"rgb_mean", "rotated_overlap_index", "compress_ratio", "squeeze_factor", "mlp_ratio", "ssm_ratio"}
+    if config.position != "table":  # no shape tells; the reader has to know
+        told |= {"window", "overlap_ratio"} | ({"heads"} if config.position == "none" else set())
+    if not config.overlap_attention:
+        told.add("overlap_ratio")
+    values, found = config.to_dict(), deduced.to_dict()
+    for field in values:
+        if field not in told and values[field] != found[field]:
+            refuse(
+                "to_published", field, f"{found[field]}, as the published code has it", values[field], "export as ours"
+            )
+    if config.position == "dynamic" and not config.rotated_overlap_index:
+        remedy = "export as ours; its position bias was learned from true offsets"
+        refuse("to_published", "rotated_overlap_index", "True, as the published code has it", False, remedy)
+
+
+def window_index(window: int) -> Tensor:
+    """Return HAT's table of the offset, query minus key, of every pair of pixels in a window, (M * M, M * M) int64."""
+    y, x = (-offset for offset in _offsets(window, window))
+    return (y + window - 1) * (2 * window - 1) + x + window - 1
+
+
+def overlap_index(window: int, key_window: int) -> Tensor:
+    """Return HAT's table for the overlapping windows, key minus query, (M * M, K * K) int64, in places negative."""
+    y, x = _offsets(window, key_window)
+    shift = window - key_window + 1
+    return (y + shift) * (window + key_window - 1) + x + shift
+
+
+def _offsets(window: int, key_window: int) -> tuple[Tensor, Tensor]:
+    """Return row and column of key minus query for a window and another one with the same corner."""
+    places = [
+        torch.stack(torch.meshgrid(2 * [torch.arange(n)], indexing="ij")).flatten(1) for n in (window, key_window)
+    ]
+    y, x = places[1][:, None, :] - places[0][:, :, None]
+    return y, x
+
+
+def _rename_back(name: str, config: ModelConfig) -> str | None:
+    layer = POSITION_LAYER_BACK.match(name)
+    if layer:
+        group, index = layer.groups()
+        return f"layers.{group}.residual_group.overlap_attn.cpb_mlp.pos{int(index) + 1}." + name[layer.end() :]
+    gate = "mlp.sg" if config.ffn == "spatial-gate" else "mlp"
+    convolution = f".{gate}.conv." if config.ffn == "spatial-gate" else f".{gate}.dwconv."
+    renamed = name.replace(".ffn.norm.", f".{gate}.norm.").replace(".ffn.depthwise.", convolution)
+    renamed = renamed.replace(".mixer.", ".attn." if config.mixer == "attention" else ".mamba.")
+    for pattern, replacement in RENAME_BACK:
+        renamed = pattern.sub(replacement, renamed)
+    return renamed if renamed.startswith(("layers.", "conv_", "patch_embed.", "norm.")) else None
+
+
+def _relayout_back(tensor: Tensor, ours: str, published: str, config: ModelConfig) -> Tensor:
+    squeezed = ".channel_attention.s" in ours or ".channel_attention.e" in ours
+    convolved = config.ffn in ("dwconv", "gated-conv") and (".mlp.fc1." in published or ".mlp.fc2." in published)
+    if tensor.ndim == 2 and (squeezed or convolved):
+        return tensor[..., None, None]
+    if ours.endswith(OVERLAP_TABLE):
+        return tensor.roll(-overlap_index_rotation(config.window, config.key_window), 0)
+    return tensor
 
 
 def _relayout(tensor: Tensor, renamed: str, config: ModelConfig) -> Tensor:

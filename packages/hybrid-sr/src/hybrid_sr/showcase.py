@@ -146,7 +146,7 @@ def panel(
         (f"hybrid-sr {figures.psnr_y:.2f} dB ({figures.gain_db:+.2f})", result),
         (f"original {width}x{height}", original),
     ]
-    top, left, side = _most_detailed(bicubic)  # where the input has structure, not texture that it cannot show
+    top, left, side = most_detailed(bicubic)  # where the input has structure, not texture that it cannot show
     rows = [np.concatenate([_labelled(text, image) for text, image in columns], axis=1)]
     details = [image[top : top + side, left : left + side] for _, image in columns]
     rows.append(np.concatenate([_framed(_enlarged(part, width, width)) for part in details], axis=1))
@@ -160,7 +160,7 @@ def _enlarged(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.u
     return image[rows][:, columns]
 
 
-def _most_detailed(image: NDArray[np.uint8]) -> tuple[int, int, int]:
+def most_detailed(image: NDArray[np.uint8]) -> tuple[int, int, int]:
     """Return top, left and side of the square with the largest mean gradient."""
     import cv2
 

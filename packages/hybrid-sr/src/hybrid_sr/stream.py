@@ -2,14 +2,17 @@
 
 The library `datasets` reads them and is imported only here. Image number n of a run is row n of an endless stream
 (shuffled with the seed, again in every epoch), whatever the number of processes; one crop is taken of each. To resume,
-the rows that were used are passed over without being decoded. B crops, p side of a crop, s scale.
+the rows that were used are passed over without being decoded. One process reads the rows; `workers` threads in it
+decode pictures and cut crops side by side. B crops, p side of a crop, s scale.
 """
 
 from __future__ import annotations
 
 import io
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from .data import PLACE, Steps, flip
+from .data import AHEAD, PLACE, Steps, flip
 from .photos import MARGIN
 from .recipes import TrainConfig
 from .resize import imresize
@@ -29,6 +32,9 @@ from .resize import imresize
 SHUFFLE_BUFFER = 1_000  # rows
 FIRST_ROWS = 100  # one of them must be an image
 SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
+
+
+Crop = tuple[NDArray[np.uint8], NDArray[np.uint8]]  # low and high resolution, channels first
 
 
 class Stream(IterableDataset[dict[str, Tensor]]):
@@ -62,19 +68,46 @@ class Stream(IterableDataset[dict[str, Tensor]]):
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         """Yield the micro-batches of the process from step `start` on."""
-        s, p = self.cfg.scale, self.cfg.patch
         values = self._values()
         position = 0
-        for numbers in Steps(self.cfg, self.start, self.rank):
-            lr = np.empty((len(numbers), 3, p, p), np.uint8)
-            hr = np.empty((len(numbers), 3, s * p, s * p), np.uint8)
-            for place, number in enumerate(numbers):
-                value = next(islice(values, number - position, None))
-                position = number + 1
-                image = self._decode(value, number)
-                rng = np.random.default_rng((self.cfg.seed, PLACE, number))
-                lr[place], hr[place] = random_crop(self.spare() if image is None else image, s, p, rng)
-            yield {"lr": torch.from_numpy(lr), "hr": torch.from_numpy(hr)}
+        ahead: deque[tuple[list[int], list[Future[Crop | str]]]] = deque()
+        pool = ThreadPoolExecutor(max(1, self.cfg.workers))
+        try:
+            for numbers in Steps(self.cfg, self.start, self.rank):
+                futures = []
+                for number in numbers:
+                    value = next(islice(values, number - position, None))
+                    position = number + 1
+                    futures.append(pool.submit(self._crop, value, number))
+                ahead.append((numbers, futures))
+                if len(ahead) > AHEAD:
+                    yield self._batch(*ahead.popleft())
+            while ahead:
+                yield self._batch(*ahead.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _batch(self, numbers: list[int], futures: list[Future[Crop | str]]) -> dict[str, Tensor]:
+        """Put crops together in their order; the first good image of the stream takes the place of a bad one."""
+        s, p = self.cfg.scale, self.cfg.patch
+        lr = np.empty((len(numbers), 3, p, p), np.uint8)
+        hr = np.empty((len(numbers), 3, s * p, s * p), np.uint8)
+        for place, (number, future) in enumerate(zip(numbers, futures, strict=True)):
+            crop = future.result()
+            if isinstance(crop, str):
+                self.skipped += 1
+                print(f"skipped row {number} of {self.cfg.data}: {crop} ({self.skipped} so far)", file=sys.stderr)
+                crop = random_crop(self.spare(), s, p, np.random.default_rng((self.cfg.seed, PLACE, number)))
+            lr[place], hr[place] = crop
+        return {"lr": torch.from_numpy(lr), "hr": torch.from_numpy(hr)}
+
+    def _crop(self, value: dict[str, Any], number: int) -> Crop | str:
+        """Return the crop of an undecoded image, or why there is none."""
+        image = self._decode(value)
+        if isinstance(image, str):
+            return image
+        rng = np.random.default_rng((self.cfg.seed, PLACE, number))
+        return random_crop(image, self.cfg.scale, self.cfg.patch, rng)
 
     def spare(self) -> NDArray[np.uint8]:
         """Return the first good image of the stream.
@@ -83,8 +116,8 @@ class Stream(IterableDataset[dict[str, Tensor]]):
             ValueError: None of the first hundred rows is one.
         """
         if self._spare is None:
-            images = (self._decode(v, n, say=False) for n, v in enumerate(islice(self._values(), FIRST_ROWS)))
-            self._spare = next((image for image in images if image is not None), None)
+            images = (self._decode(value) for value in islice(self._values(), FIRST_ROWS))
+            self._spare = next((image for image in images if not isinstance(image, str)), None)
         if self._spare is None:
             raise ValueError(f"data: none of the first {FIRST_ROWS} rows of {self.cfg.data} can be used; see above")
         return self._spare
@@ -100,20 +133,15 @@ class Stream(IterableDataset[dict[str, Tensor]]):
             if empty:
                 raise ValueError(f"data: {self.cfg.data} has no rows; give a data set with images")
 
-    def _decode(self, value: dict[str, Any], number: int, *, say: bool = True) -> NDArray[np.uint8] | None:
+    def _decode(self, value: dict[str, Any]) -> NDArray[np.uint8] | str:
         least = self.cfg.patch * self.cfg.scale
         try:
             with Image.open(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])) as file:
-                image = np.asarray(file.convert("RGB"))
-            if min(image.shape[:2]) >= least:
-                return image
-            reason = f"{image.shape[1]}x{image.shape[0]} pixels, smaller than a crop of {least}"
+                if min(file.size) < least:
+                    return f"{file.width}x{file.height} pixels, smaller than a crop of {least}"
+                return np.asarray(file.convert("RGB"))
         except (OSError, SyntaxError, TypeError) as error:  # Pillow reports some broken PNG files by SyntaxError
-            reason = str(error)
-        if say:
-            self.skipped += 1
-            print(f"skipped row {number} of {self.cfg.data}: {reason} ({self.skipped} so far)", file=sys.stderr)
-        return None
+            return str(error)
 
 
 def open_rows(data: str, seed: int) -> tuple[str, Any]:

@@ -1,5 +1,6 @@
 """Where weights come from: shipped with the package, a saved folder, a file of ours, or a published checkpoint."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -8,7 +9,16 @@ from torch import Tensor
 from .checks import refuse
 from .config import DEFAULT_PRESET, ModelConfig
 from .config import preset as make_config
-from .keymap import fitting_presets, from_published, is_published, parameter_shapes, published_config, unwrap
+from .deduce import deduce_config
+from .keymap import (
+    CONFIG_TENSOR,
+    fitting_presets,
+    from_published,
+    is_published,
+    parameter_shapes,
+    published_config,
+    unwrap,
+)
 from .model import HybridSR
 
 SHIPPED = Path(__file__).parent / "weights"
@@ -90,7 +100,7 @@ def start_from(model: HybridSR, weights: str | Path) -> list[str]:
     path = path / "model.safetensors" if path.is_dir() else path
     if not path.is_file():
         refuse("start_from", "init", "a model/ folder or a .safetensors file", str(weights), "check the path")
-    found, own = _read(path), dict(model.named_parameters())
+    found, own = read_state(path), dict(model.named_parameters())
     taken = {name: x for name, x in found.items() if name in own and x.shape == own[name].shape}
     if not taken:
         refuse("start_from", "init", "weights of a related network", str(path), "not one parameter has this shape")
@@ -110,24 +120,51 @@ def _from_folder(folder: Path) -> HybridSR:
 
 
 def _from_file(path: Path, preset: str | None, scale: int) -> HybridSR:
-    state = _read(path)
+    state = read_state(path)
+    carried = state.pop(CONFIG_TENSOR, None)
     published = is_published(state)
-    if preset is None:
-        fitting = fitting_presets(state, scale)
-        if not fitting:
-            remedy = "name the scale that it was trained for"
-            refuse("load_model", "weights", f"weights of a preset at scale {scale}", str(path), remedy)
-        preset = fitting[0]
-    config = make_config(preset, scale)
-    if published:
-        config = published_config(config)
-    _check_fit(path, state, config, preset)
+    if carried is not None:
+        config = carried_config(carried)
+    elif preset is None:
+        config = find_config(state, scale, path)
+    else:
+        config = make_config(preset, scale)
+    config = published_config(config) if published else config
+    _check_fit(path, state, config, preset or "the network that its shapes tell")
     model = HybridSR(config)
     model.load_state_dict(from_published(state, config) if published else state)
     return model
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def find_config(state: dict[str, Tensor], scale: int, path: Path) -> ModelConfig:
+    """Return the configuration of weights that do not carry one: of the preset that fits, or what their shapes tell.
+
+    Raises:
+        ValueError: Weights under our own names fit no preset at this scale.
+    """
+    fitting = fitting_presets(state, scale)
+    if fitting:
+        return make_config(fitting[0], scale)
+    if not is_published(state):
+        remedy = "name the scale that it was trained for"
+        refuse("load_model", "weights", f"weights of a preset at scale {scale}", str(path), remedy)
+    return deduce_config(state)
+
+
+def carried_config(tensor: Tensor) -> ModelConfig:
+    """Read the configuration that an exported file carries as a tensor of bytes."""
+    try:
+        return ModelConfig.from_dict(json.loads(bytes(tensor.tolist())))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"load_model: the configuration in the file cannot be read: {_short(error)}") from error
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file, out of any wrapper; nothing in it is run.
+
+    Raises:
+        ValueError: It cannot be read, or holds something else.
+    """
     from safetensors.torch import load_file
 
     if path.suffix not in (".safetensors", ".pth", ".pt", ".ckpt", ".bin"):
