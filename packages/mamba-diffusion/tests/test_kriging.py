@@ -46,7 +46,7 @@ def test_error_bars_are_right(smoothness):
     seen, rest = slice(0, 120), slice(120, 150)
     near = nearest(coords[:, rest], coords[:, seen], 16, cov.wraps)
     mean, std = krige(coords[:, rest], coords[:, seen], values[:, seen], near, cov)
-    _, amplitude = surprises(coords[:, seen], values[:, seen], nearest_others(coords[:, seen], 16, cov.wraps), cov)
+    _, amplitude, _ = surprises(coords[:, seen], values[:, seen], nearest_others(coords[:, seen], 16, cov.wraps), cov)
     z = (values[:, rest] - mean) / (std * amplitude)
     assert float(z.square().mean()) == pytest.approx(1, abs=0.2)
     assert float(amplitude.mean()) == pytest.approx(1000, rel=0.1)
@@ -79,7 +79,7 @@ def test_sensor_leaves_itself_out():
     coords = torch.tensor([[[0.1], [0.2], [0.3], [0.8]]])
     values = torch.tensor([[[1.0], [1.0], [1.0], [9.0]]])
     cov = Covariance("medium", 0.5, 1e-4, (False,))
-    surprise, _ = surprises(coords, values, nearest_others(coords, 3, cov.wraps), cov)
+    surprise, _, _ = surprises(coords, values, nearest_others(coords, 3, cov.wraps), cov)
     assert surprise[0, 3, 0].abs() > surprise[0, 0, 0].abs()
 
 

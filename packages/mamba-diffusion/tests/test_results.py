@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent
 def test_info_is_what_the_code_says():
     """One network of every kind; the command writes the file: `mamba-diffusion info --json`."""
     found = {row["preset"]: row for row in json.loads((PACKAGE / "docs/results/info.json").read_text())}
-    assert {"ours", "v1", "v2", "v4", "v1-legacy", "v2-legacy", "v2-mamba2", "ours-scalar"} == set(found)
+    assert {"ours", "v1", "v2", "v4", "v1-legacy", "v2-legacy", "v2-mamba2", "ours-scalar", "v4-small"} == set(found)
     assert found["v2"] == model_info("v2")
     assert found["ours-scalar"] == model_info("ours-scalar")
 

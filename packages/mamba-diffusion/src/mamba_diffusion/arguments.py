@@ -288,6 +288,10 @@ class StudyOptions:
         minutes: Start no new run after so many minutes.
         precision: Of the training.
         resolutions: Grids that are measured beside the first, which is 32.
+        queries: Of every field in training.
+        baselines: Classical methods that are measured beside the networks, with commas between; none.
+        merge: Folders of studies of the same plan and budget, with commas between, whose rows are taken over: parts
+            of the plan can run on several machines.
         figures: Only measure and collect the runs that are there.
     """
 
@@ -304,6 +308,9 @@ class StudyOptions:
     minutes: float = 60.0
     precision: Literal["no", "bf16"] = "bf16"
     resolutions: str = "64,128"
+    queries: int = 512
+    baselines: str = "nearest,linear,rbf,kriging"
+    merge: str | None = None
     figures: bool = False
 
 

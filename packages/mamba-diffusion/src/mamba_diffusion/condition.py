@@ -21,6 +21,7 @@ class Condition(NamedTuple):
         spread: (B, Nq, C) unit of the flow at every query: kriging's standard deviation, or 1.
         input_order: (B, Ni) along the curve, or None.
         query_order: (B, Nq) along the curve, or None.
+        doubt: (B, Nq, C) second kriging minus the first, in units of the spread; 0 if there is one.
         surprise: (B, Ni, C) every sensor against kriging of its neighbours, in standard deviations.
         centre: (B, 1, C) mean of the sensors.
         scale: (B, 1, C) their standard deviation.
@@ -38,6 +39,7 @@ class Condition(NamedTuple):
     spread: Tensor
     input_order: Tensor | None = None
     query_order: Tensor | None = None
+    doubt: Tensor | None = None
     surprise: Tensor | None = None
     centre: Tensor | None = None
     scale: Tensor | None = None
@@ -64,6 +66,7 @@ class Condition(NamedTuple):
             query_coords=self.query_coords[:, part],
             base=self.base[:, part],
             spread=self.spread[:, part],
+            doubt=None if self.doubt is None else self.doubt[:, part],
             near=None if self.near is None else self.near[:, part],
             near_anchor=None if self.near_anchor is None else self.near_anchor[:, part],
         )

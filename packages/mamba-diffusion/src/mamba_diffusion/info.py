@@ -79,6 +79,7 @@ def empty_inputs(
     if config.kind != "ours":
         return noisy, given
     return noisy, given._replace(
+        doubt=noisy,
         surprise=values,
         centre=values[:, :1],
         scale=values[:, :1],

@@ -148,7 +148,7 @@ def nearest_others(points: Tensor, count: int, wraps: tuple[bool, ...]) -> Tenso
     return others.gather(-1, is_own.argsort(dim=-1, stable=True)[..., :-1])
 
 
-def surprises(points: Tensor, values: Tensor, others: Tensor, cov: Covariance) -> tuple[Tensor, Tensor]:
+def surprises(points: Tensor, values: Tensor, others: Tensor, cov: Covariance) -> tuple[Tensor, Tensor, Tensor]:
     """Compare every sensor with kriging of the others.
 
     Args:
@@ -158,10 +158,11 @@ def surprises(points: Tensor, values: Tensor, others: Tensor, cov: Covariance) -
         cov: Covariance, up to a factor.
 
     Returns:
-        The differences in units of their own standard deviation (B, M, C), and the amplitude (B, 1, C) that makes
-        their mean square 1: the field's own scale, whatever its unit.
+        The differences in units of their own standard deviation (B, M, C); the amplitude (B, 1, C) that makes
+        their mean square 1: the field's own scale, whatever its unit; and the mean logarithm of the density that each
+        sensor had, up to a constant (B, 1, 1).
     """
     mean, spread = krige(points, points, values, others, cov)
     raw = (values - mean) / spread
     amplitude = raw.square().mean(1, keepdim=True).sqrt().clamp_min(LEAST_AMPLITUDE)
-    return raw / amplitude, amplitude
+    return raw / amplitude, amplitude, -spread.log().mean(1, keepdim=True) - amplitude.log().mean(-1, keepdim=True)

@@ -20,6 +20,7 @@ from .seed_models import SeedNetwork
 
 LEAST_SCALE = 1e-2  # of the standardised values: equal sensors do not blow up their features
 FEWEST = 4  # sensors
+EVIDENCE = 0.05  # share of a sensor's score that counts: neighbours tell the same
 
 
 class SparseField(
@@ -52,10 +53,15 @@ class SparseField(
         self.network = OursNetwork(config) if config.kind == "ours" else SeedNetwork(config)
 
     @property
-    def covariance(self) -> Covariance:
+    def covariances(self) -> list[Covariance]:
         """Of the kriging that ours starts from."""
         c = self.config
-        return Covariance(c.smoothness, c.length, c.nugget, c.wraps)
+        if c.smoothness != "mixed":
+            return [Covariance(c.smoothness, c.length, c.nugget, c.wraps)]
+        return [
+            Covariance("rough", c.length, c.nugget, c.wraps),
+            Covariance("medium", c.length, c.nugget / 10, c.wraps),
+        ]
 
     @torch.no_grad()
     def prepare(
@@ -89,11 +95,21 @@ class SparseField(
             return given._replace(input_order=hilbert_order(coords), query_order=hilbert_order(queries))
 
     def _krige(self, coords: Tensor, values: Tensor, queries: Tensor, anchors: int | None) -> Condition:
-        c, cov = self.config, self.covariance
-        others = nearest_others(coords, c.neighbours, cov.wraps)
-        surprise, amplitude = surprises(coords, values, others, cov)
-        near = nearest(queries, coords, c.neighbours, cov.wraps)
-        base, spread = krige(queries, coords, values, near, cov)
+        c = self.config
+        others = nearest_others(coords, c.neighbours, c.wraps)
+        near = nearest(queries, coords, c.neighbours, c.wraps)
+        bases, spreads, surprise, scores = [], [], [], []
+        for cov in self.covariances:
+            differences, amplitude, score = surprises(coords, values, others, cov)
+            base, spread = krige(queries, coords, values, near, cov)
+            bases.append(base)
+            spreads.append(spread * amplitude)
+            surprise.append(differences)
+            scores.append(score)
+        weights = (EVIDENCE * coords.shape[1] * torch.stack(scores)).softmax(0)
+        base = (weights * torch.stack(bases)).sum(0)
+        variances = torch.stack([s**2 + (b - base) ** 2 for b, s in zip(bases, spreads, strict=True)])
+        spread = (weights * variances).sum(0).sqrt()
         if anchors is None:
             count = min(queries.shape[1], c.anchors)
             steps = torch.arange(count, device=queries.device) * queries.shape[1] // count
@@ -106,14 +122,15 @@ class SparseField(
             values,
             queries,
             base,
-            spread * amplitude,
-            surprise=surprise,
+            spread,
+            doubt=(bases[-1] - bases[0]) / spread,
+            surprise=(weights * torch.stack(surprise)).sum(0),
             centre=values.mean(1, keepdim=True),
             scale=values.std(1, keepdim=True).clamp_min(LEAST_SCALE),
             near_input=others,
             near=near,
             anchor=anchor,
-            near_anchor=nearest(queries, places, c.anchor_neighbours, cov.wraps),
+            near_anchor=nearest(queries, places, c.anchor_neighbours, c.wraps),
             context_order=hilbert_order(torch.cat([coords, places], 1)),
         )
 

@@ -165,7 +165,7 @@ class OursNetwork(nn.Module):
         self.checkpointing = False
         self.fourier = Fourier(config.fourier, dims, config.fourier_std, config.fourier_cap, config.wraps)
         self.input_proj = nn.Linear(2 * config.fourier + 2 * channels, width)
-        self.query_proj = nn.Linear(2 * config.fourier + 3 * channels, width)
+        self.query_proj = nn.Linear(2 * config.fourier + 4 * channels, width)
         self.time_mlp = time_mlp(width - width % 2)
         self.time_proj = nn.Linear(width - width % 2, 3 * width)
         among = dims + 1 + channels
@@ -233,11 +233,10 @@ class OursNetwork(nn.Module):
         return torch.cat([offset, offset.norm(dim=-1, keepdim=True)], -1)
 
     def _query_tokens(self, noisy: Tensor, given: Condition, index: Tensor | None = None) -> Tensor:
-        coords, base, spread = given.query_coords, given.base, given.spread
-        if index is not None:
-            coords, base, spread = take(coords, index), take(base, index), take(spread, index)
-        assert given.scale is not None
-        features = torch.cat([noisy, self._relative(base, given), (spread / given.scale).log()], -1)
+        assert given.scale is not None and given.doubt is not None
+        parts = (given.query_coords, given.base, given.spread, given.doubt)
+        coords, base, spread, doubt = parts if index is None else (take(x, index) for x in parts)
+        features = torch.cat([noisy, self._relative(base, given), (spread / given.scale).log(), doubt], -1)
         return self.query_proj(torch.cat([self.fourier(coords), squash(features)], -1))
 
     def _relative(self, values: Tensor, given: Condition) -> Tensor:

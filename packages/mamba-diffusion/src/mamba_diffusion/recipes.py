@@ -185,7 +185,7 @@ def ship_rgb() -> TrainConfig:
     return TrainConfig(
         model=preset("ours"),
         data="packed",
-        sides=(32, 48, 64),
+        sides=(32, 32, 48, 64),
         queries=(256, 512, 1024),
         steps=12_000,
         lr=2e-3,

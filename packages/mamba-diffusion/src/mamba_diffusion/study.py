@@ -26,7 +26,9 @@ SHARES = (0.05, 0.1, 0.2, 0.5)
 SHARE = 0.2
 SIDE = 32
 SAMPLES, STEPS = 16, 10
-BASELINES = ("nearest", "linear", "rbf", "kriging")
+SCREENED = 12  # parts that rates are chosen by
+FINER = 8  # parts that finer grids are measured on
+SHORT = 4_000  # runs of fewer steps are saved at their end only
 REFERENCE = "v1"  # that speckle reductions are against
 WAIT = 0.5  # seconds between looks at the running jobs
 PLANS: dict[str, tuple[tuple[str, str], ...]] = {
@@ -72,11 +74,13 @@ class Job:
             "seed": self.seed,
             "precision": options.precision,
             "log_every": max(1, options.steps // 50),
-            "save_every": max(1, options.steps // 4),
+            "save_every": max(1, options.steps // 4) if options.steps >= SHORT else options.steps,
             "sample_every": options.steps,
             "keep": 1,
+            "workers": 2,
             "sensors": "[0.05,0.5]",
             "sides": f"[{SIDE}]",
+            "queries": f"[{options.queries}]",
         }
         if options.data is not None:
             values["data"] = options.data
@@ -88,7 +92,7 @@ class Job:
 
 def study_command(options: StudyOptions) -> int:
     """Run `mamba-diffusion study`: 0 when every row is there, 1 when time ran out or runs failed."""
-    rates = _rates(options.rates)
+    rates, baselines = _rates(options.rates), _baselines(options.baselines)
     methods = PLANS[options.plan]
     if options.methods is not None:
         chosen = options.methods.split(",")
@@ -104,7 +108,7 @@ def study_command(options: StudyOptions) -> int:
     more = [Job(j.method, j.subject, j.lr, seed) for j in best if j is not None for seed in range(1, options.seeds)]
     failed += study.train(more)
     study.measure([j for j in best if j is not None] + more)
-    study.measure_baselines({subject for _, subject in methods})
+    study.measure_baselines(baselines, {subject for _, subject in methods})
     study.say(study.text())
     complete = not failed and None not in best and all(study.done(j, "full") for j in [*best, *more] if j is not None)
     return 0 if complete else 1
@@ -118,6 +122,16 @@ def _rates(text: str) -> list[float]:
     if not rates or min(rates) <= 0:
         raise ValueError(f"--rates: must be numbers above 0 with commas between, got {text}")
     return rates
+
+
+def _baselines(text: str) -> list[str]:
+    from .baselines import BASELINES
+
+    names = [name for name in text.split(",") if name not in ("", "none")]
+    for name in names:
+        if name not in BASELINES:
+            raise ValueError(f"--baselines: must be none or among {', '.join(BASELINES)}, got {name}")
+    return names
 
 
 class Study:
@@ -134,8 +148,13 @@ class Study:
         self.file = self.out / "study.json"
         self.rows: dict[str, dict[str, Any]] = {}
         self._parts: dict[tuple[str, int], list[Any]] = {}
-        if self.file.is_file():
-            self.rows = {row["name"]: row for row in json.loads(self.file.read_text())["rows"]}
+        others = [Path(name) / "study.json" for name in (options.merge or "").split(",") if name]
+        for file in others:
+            if not file.is_file():
+                raise ValueError(f"--merge: {file} is not there; give the folders of other studies")
+        for file in [*others, *([self.file] if self.file.is_file() else [])]:
+            for row in json.loads(file.read_text())["rows"]:
+                self.rows[row["name"]] = self.rows.get(row["name"], {}) | row
 
     def say(self, text: str) -> None:
         """Show a line."""
@@ -157,8 +176,10 @@ class Study:
         return max(1, self.options.steps // 50)
 
     def train(self, jobs: list[Job]) -> list[Job]:
-        """Run what is not finished, `jobs` at a time; return what failed or was not started for lack of time."""
-        waiting = [job for job in jobs if not self.finished(job)]
+        """Run what is neither finished nor measured, `jobs` at a time; return what failed or found no time to start."""
+        waiting = [
+            job for job in jobs if not (self.finished(job) or self.done(job, "screen") or self.done(job, "full"))
+        ]
         running: dict[Job, subprocess.Popen[bytes]] = {}
         failed: list[Job] = []
         while waiting or running:
@@ -183,7 +204,7 @@ class Study:
         """Measure runs at 20 % sensors on the first grid."""
         for job in jobs:
             if self.finished(job) and not self.done(job, "screen"):
-                self.keep(self._facts(job) | {"screen": self._figures(job, [(SHARE, SIDE)])[0]})
+                self.keep(self._facts(job) | {"screen": self._figures(job, [(SHARE, SIDE)], SCREENED)[0]})
 
     def measure(self, jobs: list[Job]) -> None:
         """Measure runs at every share on the first grid, and at 20 % on the finer ones."""
@@ -221,7 +242,7 @@ class Study:
             "last_loss": lines[-1]["loss"],
         }
 
-    def _figures(self, job: Job, cases: list[tuple[float, int]]) -> list[dict[str, Any]]:
+    def _figures(self, job: Job, cases: list[tuple[float, int]], most: int | None = None) -> list[dict[str, Any]]:
         from .device import pick_device
         from .evaluate import evaluate_model
         from .predict import Prediction
@@ -231,10 +252,11 @@ class Study:
         device = pick_device("auto")
         model = load_model(self.out / "runs" / job.name, device=device)
         self.rows.setdefault(job.name, {})["parameters"] = sum(p.numel() for p in model.parameters())
-        asked = Prediction(samples=SAMPLES, sampler=SamplerConfig(steps=STEPS))
+        asked = Prediction(samples=SAMPLES, sampler=SamplerConfig(steps=STEPS), bf16=self.options.precision == "bf16")
         found = []
         for share, resolution in cases:
             parts = self.parts(job.subject, share, resolution)
+            parts = parts[:: max(1, len(parts) // most)][:most] if most else parts
             result = evaluate_model(model, parts, device, asked, resolution=None if resolution == SIDE else resolution)
             found.append(_compact(result, share, resolution))
             self.say(f"{job.name} {share:.0%} {resolution}: PSNR of the mean {found[-1]['psnr_mean']:.2f} dB")
@@ -252,17 +274,17 @@ class Study:
                 split="held-out",
                 side=SIDE,
                 share=SHARE,
-                count=self.options.count,
+                count=min(self.options.count, FINER) if finer else self.options.count,
                 resolutions=finer,
             )
         return [part.with_share(share, n) for n, part in enumerate(self._parts[subject, resolution])]
 
-    def measure_baselines(self, subjects: set[str]) -> None:
-        """Measure the classical methods at every share on the first grid."""
+    def measure_baselines(self, names: list[str], subjects: set[str]) -> None:
+        """Measure classical methods at every share on the first grid."""
         from .evaluate import evaluate_baseline
 
         for subject in sorted(subjects):
-            for name in BASELINES:
+            for name in names:
                 row = f"{name}-{subject}"
                 if row in self.rows:
                     continue
