@@ -128,6 +128,19 @@ def test_class_token_stays_in_the_middle(patches):
     assert sizes.sum() == 2 * (patches + 1)
 
 
+def test_merging_runs_in_half_precision():
+    """As a network quantised to fp8 or 2:4 is, whose pictures come in float32."""
+    from vim_compress.arguments import EvaluateOptions
+    from vim_compress.commands import _merging
+    from vim_compress.quantize import in_half
+
+    model = make(NAMES[0])
+    x = image(model)
+    truth = _merging(model, EvaluateOptions(merge=0.25))(x)
+    in_half(model)
+    assert (_merging(model, EvaluateOptions(merge=0.25))(x).float() - truth).norm() < 0.05 * truth.norm()
+
+
 def test_merging_nothing_is_the_network_and_something_is_close():
     model = make(NAMES[0])
     x = image(model)

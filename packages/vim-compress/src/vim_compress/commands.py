@@ -118,7 +118,8 @@ def _merging(model: Network, options: EvaluateOptions) -> Callable[[Tensor], Ten
     if text is not None and not all(item.isdigit() for item in text.split(",")):
         raise ValueError(f"--merge-layers: must be numbers of blocks, as 2,5,8, got {text}")
     layers = range(2, len(model.layers), 3) if text is None else [int(item) for item in text.split(",")]
-    return lambda x: merged_forward(model, x, layers=list(layers), share=options.merge)
+    dtype = next(model.patch_embed.parameters()).dtype  # bfloat16 where the network is quantised to fp8 or 2:4
+    return lambda x: merged_forward(model, x.to(dtype), layers=list(layers), share=options.merge)
 
 
 def prune_command(options: PruneOptions) -> int:

@@ -59,6 +59,7 @@ def iterative_pruning(
     if dense is None:
         dense = out / "round-0"
         train(replace(cfg, rewind_step=rewind_step), dense)
+    out.mkdir(parents=True, exist_ok=True)
     found = [Round(dense, 0.0, None)]
     for number in range(1, rounds + 1):
         before, sparsity = found[-1], 1 - (1 - share) ** number

@@ -102,7 +102,7 @@ def collect(folder: Path, settings: dict[str, Any], failed: list[str]) -> dict[s
     rows = []
     for file in sorted((folder / "rows").glob("*.json")):
         row = json.loads(file.read_text())
-        rows += row.pop("rounds", []) if row["method"] == "imp" else [row]
+        rows += row.get("rounds") or [row]
     rows = [row | time_row(folder, row["config"], device) for row in rows]
     result = {
         "rows": rows,
