@@ -9,6 +9,7 @@ import torch._dynamo.testing
 from hybrid_sr.blocks import DynamicPositionBias, GatedConvMlp, SpatialGateMlp, overlap_index_rotation
 from hybrid_sr.config import PRESETS, ModelConfig, preset
 from hybrid_sr.model import HybridSR, pad_to_multiple
+from hybrid_sr.weights import load_model
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
@@ -272,6 +273,19 @@ def test_other_dtypes(tiny, dtype):
         wide, out = tiny(x), tiny.to(dtype)(x.to(dtype))
     assert out.dtype == dtype
     assert (out - wide).abs().max() < 0.02
+
+
+def test_autocast_does_not_round_pixels():
+    """With the last convolution in bfloat16 this is half a grey level."""
+    model = load_model(scale=4)
+    y, x = torch.meshgrid(torch.linspace(0, 1, 16), torch.linspace(0, 1, 16), indexing="ij")
+    picture = torch.stack([0.4 + 0.5 * x, 0.9 - 0.3 * y * x, 0.5 + 0.4 * y])[None]
+    with torch.inference_mode():
+        exact = model(picture)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = model(picture)
+    assert half.dtype == torch.float32
+    assert 255 * (half - exact).square().mean().sqrt() < 0.2
 
 
 def test_initial_weights_follow_the_published_rules():

@@ -29,6 +29,17 @@ class Conv(nn.Conv2d):
         return super().forward(input.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+class ExactConv(Conv):
+    """`Conv` in the precision of its weights, also under autocast: a step of bfloat16 can be a grey level."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, H, W, in) -> (B, H, W, out), in the dtype of the weights under autocast."""
+        if not torch.is_autocast_enabled(input.device.type):
+            return super().forward(input)
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input.to(self.weight.dtype))
+
+
 class Mlp(nn.Module):
     """Linear, GELU, Linear."""
 
@@ -289,12 +300,12 @@ def make_upsampler(config: ModelConfig) -> nn.Sequential:
     """Build what turns (B, H, W, C) into (B, s * H, s * W, 3)."""
     scale, width = config.scale, config.upsampler_dim
     if config.upsampler == "direct":
-        parts = [("conv", Conv(config.dim, 3 * scale * scale)), ("shuffle", PixelShuffle(scale))]
+        parts = [("conv", ExactConv(config.dim, 3 * scale * scale)), ("shuffle", PixelShuffle(scale))]
         return nn.Sequential(OrderedDict[str, nn.Module](parts))
     parts: list[tuple[str, nn.Module]] = [("conv", Conv(config.dim, width)), ("activation", nn.LeakyReLU(0.01))]
     for i, step in enumerate([3] if scale == 3 else [2] * (scale.bit_length() - 1)):
         parts += [(f"conv{i}", Conv(width, width * step * step)), (f"shuffle{i}", PixelShuffle(step))]
-    parts.append(("to_rgb", Conv(width, 3)))
+    parts.append(("to_rgb", ExactConv(width, 3)))
     return nn.Sequential(OrderedDict(parts))
 
 

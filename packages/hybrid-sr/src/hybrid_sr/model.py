@@ -11,7 +11,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .blocks import Conv, Group, make_upsampler
+from .blocks import Conv, ExactConv, Group, make_upsampler
 from .checks import refuse
 from .config import ModelConfig
 
@@ -44,7 +44,7 @@ class HybridSR(
         self.config = config
         self.checkpointing = False
         self.register_buffer("rgb_mean", torch.tensor(config.rgb_mean), persistent=False)
-        self.stem = Conv(3, dim)
+        self.stem = ExactConv(3, dim)
         self.stem_norm = nn.LayerNorm(dim)
         self.groups = nn.ModuleList(Group(config, depth) for depth in config.depths)
         self.final_norm = nn.LayerNorm(dim) if config.final_norm else None
