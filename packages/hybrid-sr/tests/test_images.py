@@ -2,7 +2,10 @@
 
 import io
 import os
+import shlex
 import struct
+import subprocess
+import sys
 import zlib
 
 import cv2
@@ -279,11 +282,21 @@ def test_colours_that_are_not_rgb_are_refused(tmp_path, mode):
     assert "convert" in (message := refused(tmp_path / "a.tiff")) or "save it" in message
 
 
-def test_several_frames_are_refused(tmp_path):
+@pytest.mark.parametrize("name", ("it's a.tiff", "a.webp", "a.png", "a.gif"))
+def test_animations_say_how_to_extract_their_frames(tmp_path, name):
+    """The command in the message is run as it stands, and its folder is then read."""
+    file = tmp_path / name
     frames = [Image.fromarray(noise(8, 8, 3)) for _ in range(3)]
-    for name in ("a.tiff", "a.webp", "a.png"):
-        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
-        assert "3 frames" in refused(tmp_path / name)
+    frames[0].save(file, save_all=True, append_images=frames[1:])
+    message = refused(file)
+    assert "is a GIF, which is not read" in message if name.endswith("gif") else "has 3 frames" in message
+    command = message.partition("extract its frames with: python ")[2].partition("  and upscale that folder")[0]
+    subprocess.run([sys.executable, *shlex.split(command)], check=True)
+    found = picture_files(file.with_name(f"{file.stem}_frames"))
+    assert [path.name for path in found] == ["00000.png", "00001.png", "00002.png"]
+    if name.endswith(("tiff", "png")):  # the others are lossy or have few colours
+        for path, frame in zip(found, frames, strict=True):
+            np.testing.assert_array_equal(read_picture(path).pixels[..., :3], np.asarray(frame))
 
 
 def test_phone_jpeg_with_a_second_picture_is_read(tmp_path):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,6 +241,8 @@ def _kind(path: Path, file: IO[bytes]) -> Format:
         kind = "webp"
     elif head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         kind = "tiff"
+    elif head.startswith(b"GIF8"):
+        _refuse(path, f"is a GIF, which is not read; {extract_frames(path)}")
     else:
         _refuse(path, "is not a PNG, JPEG, WebP or TIFF picture; convert it to one of these first")
     named = SUFFIXES.get(path.suffix.lower(), kind)
@@ -269,9 +272,20 @@ def _check_header(path: Path, image: Image.Image, frames: int, max_megapixels: f
         what = f"has {megapixels:.1f} megapixels, more than the limit of {max_megapixels:g}"
         _refuse(path, f"{what}; raise it with --max-megapixels, or make the picture smaller")
     if frames > 1:
-        _refuse(path, f"has {frames} frames; save one frame as a picture of its own")
+        _refuse(path, f"has {frames} frames, and one picture is upscaled at a time; {extract_frames(path)}")
     if image.mode in _REFUSED_MODES:
         _refuse(path, _REFUSED_MODES[image.mode])
+
+
+def extract_frames(path: Path) -> str:
+    """Say how the frames of an animation become a folder of pictures, with what is installed beside this package."""
+    folder = shlex.quote(str(path.with_name(f"{path.stem}_frames")))
+    code = (
+        "import os, sys; from PIL import Image, ImageSequence as S; os.mkdir(sys.argv[2]); "
+        "[f.save(f'{sys.argv[2]}/{i:05}.png') for i, f in enumerate(S.Iterator(Image.open(sys.argv[1])))]"
+    )
+    command = f'python -c "{code}" {shlex.quote(str(path))} {folder}'
+    return f"extract its frames with: {command}  and upscale that folder"
 
 
 def _bits(file: IO[bytes], kind: Format, image: Image.Image) -> int:
