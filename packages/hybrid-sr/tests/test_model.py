@@ -276,7 +276,7 @@ def test_other_dtypes(tiny, dtype):
 
 
 def test_autocast_does_not_round_pixels():
-    """With the last convolution in bfloat16 this is half a grey level."""
+    """In grey levels; 0.24 with the first and the last convolution in bfloat16."""
     model = load_model(scale=4)
     y, x = torch.meshgrid(torch.linspace(0, 1, 16), torch.linspace(0, 1, 16), indexing="ij")
     picture = torch.stack([0.4 + 0.5 * x, 0.9 - 0.3 * y * x, 0.5 + 0.4 * y])[None]
@@ -285,7 +285,7 @@ def test_autocast_does_not_round_pixels():
         with torch.autocast("cpu", torch.bfloat16):
             half = model(picture)
     assert half.dtype == torch.float32
-    assert 255 * (half - exact).square().mean().sqrt() < 0.2
+    assert 255 * (half - exact).square().mean().sqrt() < 0.17
 
 
 def test_initial_weights_follow_the_published_rules():
