@@ -27,7 +27,7 @@ PRECISION = "tf32x3"  # of float32 products: as accurate as float32 itself, on t
 ENOUGH_PROGRAMS = 1024  # of the gradient of the bias: about 8 on every multiprocessor of a large GPU
 # Queries and keys of a program, warps, stages and windows that share a bias, for heads of up to 64 in half precision
 FORWARD, QUERIES, KEYS, BIAS = (64, 32, 4, 2, 2), (64, 32, 4, 2, 2), (32, 64, 4, 2, 2), (64, 64, 4, 2, 1)
-TABLE_BLOCK, PAIRS_NUMBERS, MERGE_BLOCK = 1024, 8192, 1024
+TABLE_BLOCK, MERGE_BLOCK = 1024, 1024
 
 
 @dataclass(frozen=True)
@@ -285,9 +285,8 @@ def _table_gradient(
     parts = torch.empty(runs, heads, queries, keys, dtype=torch.float32, device=call.q.device)
     bias_kernel[(runs * blocks,)](*inputs, lse, delta, parts, *call.sizes, call.factor, run, **settings)
     table = torch.empty(bias_table.shape, dtype=bias_table.dtype, device=bias_table.device)
-    width, key_width = (triton.next_power_of_2(side) for side in (call.window, call.key_window))
-    pairs_kernel[(heads * (call.window + call.key_window - 1),)](
+    pairs_kernel[(table.numel(),)](
         parts.sum(0) if runs > 1 else parts, table, heads, WINDOW=call.window, KEY_WINDOW=call.key_window,
-        BLOCK_W=width, BLOCK_K=key_width, LINES=max(1, min(width, PAIRS_NUMBERS // (width * key_width))), **FUSION,
+        BLOCK=triton.next_power_of_2(queries), num_warps=1, **FUSION,
     )  # fmt: skip
     return table

@@ -381,11 +381,9 @@ def pairs_kernel(
     heads,
     WINDOW: tl.constexpr,
     KEY_WINDOW: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    LINES: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """Add up the pairs of query and key that share a row of the table; a program makes those of one vertical offset.
+    """Add up the pairs of query and key that share a row of the table; a program makes one row of one head.
 
     Args:
         pairs: (heads, Q, K * K) float32.
@@ -393,33 +391,21 @@ def pairs_kernel(
         heads: Number of heads.
         WINDOW: w.
         KEY_WINDOW: K.
-        BLOCK_W: A power of two >= w.
-        BLOCK_K: A power of two >= K.
-        LINES: Lines of queries at a time.
+        BLOCK: A power of two >= Q.
     """
     SIDE: tl.constexpr = WINDOW + KEY_WINDOW - 1
-    head = tl.program_id(0) // SIDE
-    down = tl.program_id(0) % SIDE - (WINDOW - 1)  # from query to key
-    pairs += tl.cast(head, tl.int64) * (WINDOW * WINDOW * KEY_WINDOW * KEY_WINDOW)
-    x = tl.arange(0, BLOCK_W)
-    key_x = tl.arange(0, BLOCK_K)
-    columns = ((x < WINDOW)[:, None] & (key_x < KEY_WINDOW)[None, :])[None, :, :]
-    total = tl.zeros([LINES, BLOCK_W, BLOCK_K], tl.float32)
-    for first in range(0, WINDOW, LINES):
-        y = first + tl.arange(0, LINES)
-        key_y = y + down
-        lines = ((y < WINDOW) & (key_y >= 0) & (key_y < KEY_WINDOW))[:, None, None]
-        query = (y * WINDOW)[:, None, None] + x[None, :, None]
-        key = (key_y * KEY_WINDOW)[:, None, None] + key_x[None, None, :]
-        total += tl.load(pairs + query * (KEY_WINDOW * KEY_WINDOW) + key, mask=lines & columns, other=0.0)
-    square = tl.sum(total, 0)
-    across = key_x[None, :] - x[:, None] + (WINDOW - 1)
-    for offset in range(0, SIDE):
-        row = (tl.program_id(0) % SIDE) * SIDE + offset
-        if KEY_WINDOW == WINDOW:
-            row = SIDE * SIDE - 1 - row
-        value = tl.sum(tl.sum(tl.where(across == offset, square, 0.0), 1), 0)
-        tl.store(grad_table + row * heads + head, value.to(grad_table.dtype.element_ty))
+    KEYS: tl.constexpr = KEY_WINDOW * KEY_WINDOW
+    head = tl.program_id(0) % heads
+    row = tl.program_id(0) // heads
+    query = tl.arange(0, BLOCK)
+    y = query // WINDOW + (row // SIDE - (WINDOW - 1))  # of the key
+    x = query % WINDOW + (row % SIDE - (WINDOW - 1))
+    there = (query < WINDOW * WINDOW) & (y >= 0) & (y < KEY_WINDOW) & (x >= 0) & (x < KEY_WINDOW)
+    pairs += tl.cast(head, tl.int64) * (WINDOW * WINDOW * KEYS)
+    total = tl.sum(tl.load(pairs + query * KEYS + y * KEY_WINDOW + x, mask=there, other=0.0), 0)
+    if KEY_WINDOW == WINDOW:
+        row = SIDE * SIDE - 1 - row
+    tl.store(grad_table + row * heads + head, total.to(grad_table.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["height", "width", "channels"])
