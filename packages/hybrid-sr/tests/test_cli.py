@@ -14,7 +14,7 @@ from hybrid_sr.images import Picture, read_picture, write_picture
 from hybrid_sr.resize import imresize
 
 RNG = np.random.default_rng(0)
-VERBS = ("upscale", "evaluate", "train", "info", "benchmark")
+VERBS = ("upscale", "evaluate", "train", "info", "benchmark", "study")
 
 
 @pytest.fixture(scope="session")
