@@ -8,6 +8,7 @@ import torch
 from hybrid_sr import speed
 from hybrid_sr.config import ModelConfig, preset
 from hybrid_sr.recipes import recipe
+from hybrid_sr.speedreport import tables
 from hybrid_sr.timing import Setup, inference_speed, milliseconds, training_speed
 
 TINY = ModelConfig(scale=2, dim=12, depths=(1,), heads=2, window=8)
@@ -48,3 +49,19 @@ def test_speed_without_a_gpu_is_refused(tmp_path, monkeypatch, capsys):
 def test_everything_is_measured_once():
     names = [name for name, _ in speed.measurements(CPU, Path("photos"), None)]
     assert len(names) == len(set(names)) == 3 + 6 + 12 + 1 + 2
+
+
+def test_tables_hold_what_was_measured_and_compare_with_the_eager_reference():
+    part = {"ms": 10.0, "samples_per_s": 300.0, "megapixels_per_s": 60.0, "peak_bytes": 2e9}
+    slow = {"ms": 20.0, "samples_per_s": 100.0, "megapixels_per_s": 30.0, "peak_bytes": 4e9}
+    results = {
+        "environment": {"GPU": "x"},
+        "eager: hybrid": {"training": part, "inference": part},
+        "eager: HAT-light eager": {"training": slow, "inference": slow},
+        "graph: hybrid": {"error": "no"},
+        "4K bf16 tile 256": {"ms": 99.6, "megapixels_per_s": 83.0, "peak_bytes": 1e9},
+    }
+    found = tables(results)
+    assert "| eager | hybrid | 10.0 | 300.0 | x 3.00 | 2.00 | 10.0 | 60.0 | x 2.00 | 2.00 |" in found["networks"]
+    assert "graph" not in found["networks"]
+    assert "| bf16 | 256 | 100 | 83.0 | 1.00 |" in found["4K"]
