@@ -28,7 +28,11 @@ def classification_loss(
     plain = -(target * F.log_softmax(logits, -1)).sum(-1).mean()
     if taught is None:
         return plain
-    soft = F.log_softmax(logits / temperature, -1)
+    return (1 - weight) * plain + weight * temperature**2 * divergence(logits, taught, temperature)
+
+
+def divergence(logits: Tensor, taught: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return the mean Kullback-Leibler divergence of outputs (B, K) from a teacher's, both softened, in float32."""
+    soft = F.log_softmax(logits.float() / temperature, -1)
     softer = F.log_softmax(taught.float() / temperature, -1)
-    divergence = torch.sum(softer.exp() * (softer - soft), -1).mean()
-    return (1 - weight) * plain + weight * temperature**2 * divergence
+    return torch.sum(softer.exp() * (softer - soft), -1).mean()

@@ -64,6 +64,8 @@ class TrainConfig:
         teacher: Folder of a trained model whose outputs are to be imitated; None learns from the labels alone.
         teacher_weight: Share of the teacher in the loss.
         temperature: That soften both outputs for it.
+        mesa: Weight of imitating the run's own averaged weights; 0 does not.
+        mesa_start: Share of the steps after which that begins.
         sparsity: What is pruned while training.
         rewind_step: Keep the weights of this step in `rewind.safetensors`; 0 keeps the first ones, None none.
         precision: "no" is float32; "bf16" and "fp16" are autocast.
@@ -113,6 +115,8 @@ class TrainConfig:
     teacher: str | None = None
     teacher_weight: float = 0.5
     temperature: float = 2.0
+    mesa: float = 0.0
+    mesa_start: float = 0.25
     sparsity: SparsityConfig = field(default_factory=SparsityConfig)
     rewind_step: int | None = None
     precision: Precision = "no"
@@ -136,9 +140,9 @@ class TrainConfig:
             _check(name, self, "at least 1", getattr(self, name) >= 1)
         for name in ("log_every", "sample_every", "save_every", "keep"):
             _check(name, self, "at least 1", getattr(self, name) >= 1)
-        for name in ("workers", "seed", "weight_decay", "clip", "min_lr", "mixup", "cutmix"):
+        for name in ("workers", "seed", "weight_decay", "clip", "min_lr", "mixup", "cutmix", "mesa"):
             _check(name, self, "at least 0", getattr(self, name) >= 0)
-        for name in ("flip", "erase", "mix", "teacher_weight"):
+        for name in ("flip", "erase", "mix", "teacher_weight", "mesa_start"):
             _check(name, self, "in [0, 1]", 0 <= getattr(self, name) <= 1)
         _check("smoothing", self, "in [0, 1)", 0 <= self.smoothing < 1)
         _check("temperature", self, "above 0", self.temperature > 0)
@@ -160,10 +164,11 @@ class TrainConfig:
                 f"{self.processes} = {per_pass}, got {self.global_batch}; change one of the three"
             )
 
-        graphed = self.optimizer == "adamw" and self.precision != "fp16" and not self.checkpoint_activations
+        graphed = self.optimizer == "adamw" and self.precision != "fp16"
+        graphed = graphed and not (self.checkpoint_activations or self.mesa)
         if self.graph and not (graphed and self.processes == self.micro_steps == 1):
             raise ValueError(
-                "TrainConfig: graph must be off with several processes, accumulation, lamb, fp16 or "
+                "TrainConfig: graph must be off with several processes, accumulation, lamb, fp16, mesa or "
                 "checkpoint_activations, got both; leave out one of them"
             )
 
@@ -206,7 +211,8 @@ def vim_imagenet(name: str) -> TrainConfig:
 
 
 def mambavision_imagenet(name: str) -> TrainConfig:
-    """MambaVision's published recipe, without its self-distillation: 310 epochs at batch 4096, LAMB, bfloat16."""
+    """MambaVision's published recipe: 310 epochs at batch 4096, LAMB, bfloat16, imitating its own average."""
+    large = name in ("mambavision_l", "mambavision_l2")
     return TrainConfig(
         model=replace(preset(name), classes=0),
         randaug="rand-m9-mstd0.5-inc1",
@@ -219,8 +225,10 @@ def mambavision_imagenet(name: str) -> TrainConfig:
         optimizer="lamb",
         lr=5e-3,
         warmup=6_240,
+        weight_decay=0.12 if large else 0.05,
         clip=5.0,
         ema=0.9998,
+        mesa=6.0 if large else 0.5,
         precision="bf16",
         workers=12,
     )

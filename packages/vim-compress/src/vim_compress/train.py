@@ -16,7 +16,7 @@ from .recipes import TrainConfig
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from .checkpoint import Progress
     from .data import Batch
@@ -137,21 +137,22 @@ def take_step(run: Run, batches: Iterator[Batch]) -> tuple[Tensor, Tensor]:
 
 def objective(run: Run, batch: Batch) -> Tensor:
     """Return the loss of a batch, a scalar."""
-    from .loss import classification_loss
+    from .loss import classification_loss, divergence
 
-    cfg, taught = run.cfg, taught_by(run, batch)
-    logits = run.network(batch["image"])
-    return classification_loss(logits, batch["target"], taught, weight=cfg.teacher_weight, temperature=cfg.temperature)
+    cfg, logits = run.cfg, run.network(batch["image"])
+    taught = None if run.teacher is None else taught_by(run, run.teacher, batch)
+    loss = classification_loss(logits, batch["target"], taught, weight=cfg.teacher_weight, temperature=cfg.temperature)
+    if cfg.mesa and run.progress.step >= cfg.mesa_start * cfg.steps:
+        loss = loss + cfg.mesa * divergence(logits, taught_by(run, run.average, batch))
+    return loss
 
 
-def taught_by(run: Run, batch: Batch) -> Tensor | None:
-    """Return what the teacher makes of a batch; None without a teacher."""
+def taught_by(run: Run, teacher: nn.Module, batch: Batch) -> Tensor:
+    """Return what a network makes of a batch, without a gradient."""
     import torch
 
-    if run.teacher is None:
-        return None
     with torch.no_grad(), run.accelerator.autocast():
-        return run.teacher(batch["image"])
+        return teacher(batch["image"])
 
 
 def lr_at(step: int, cfg: TrainConfig) -> float:
