@@ -182,10 +182,15 @@ def time_row(row: Row, settings: dict[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {"method": row.name, "batch": cfg.micro_batch, "output": [rows, columns]}
     for mode in ("eager", "graph") if cuda else ("eager",):
         chosen = replace(setup, mode=mode)
-        result[mode] = {
-            "training": training_speed(chosen, cfg),
-            "inference": inference_speed(chosen, rows // cfg.scale, columns // cfg.scale),
-        }
+        try:
+            result[mode] = {
+                "training": training_speed(chosen, cfg),
+                "inference": inference_speed(chosen, rows // cfg.scale, columns // cfg.scale),
+            }
+        except RuntimeError as error:  # what cannot be recorded still has its eager speed
+            if mode == "eager":
+                raise
+            print(f"{row.name}: no CUDA graph: {error}", file=sys.stderr)
     return result | {"precision": cfg.precision, "environment": environment(device)}
 
 
