@@ -8,7 +8,7 @@ from unittest.mock import MagicMock
 import pytest
 from ssm_kernels.bench import Row, plots, write_report
 from ssm_kernels.bench.report import fill_page, quoted
-from ssm_kernels.bench.shapes import COSTS
+from ssm_kernels.bench.shapes import COSTS, GPU_SHAPES
 from ssm_kernels.bench.targets import as_markdown, as_text, compare, must, summary
 from ssm_kernels.cli import main
 
@@ -187,8 +187,12 @@ def test_speed_ups_and_roofline_show_every_comparison(figure, results):
     assert max(line[1]) == 4e12
 
 
-def test_every_operator_with_a_roofline_has_a_colour():
-    assert set(plots.COLOURS) == set(COSTS)
+def test_roofline_shows_every_operator_that_evaluates_exponentials(figure, results):
+    """Others have no place on it."""
+    plots.draw_results([row("triton", 0.2, op=op, shape=GPU_SHAPES[op][0].sizes) for op in COSTS], ENVIRONMENT, results)
+    points = figure.axes[0][1].plot.call_args_list[:-1]
+    assert {call.kwargs["label"] for call in points} == {f"{op}, ours" for op in COSTS if not op.startswith("linear")}
+    assert len({call.kwargs["color"] for call in points}) == len(points)
 
 
 def test_no_roofline_without_a_gpu(figure, results):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from .cliffs import PASSES, width
 from .rows import ITEM_BYTES, Environment, Row
-from .shapes import Cost, cost, name_of
+from .shapes import COSTS, Cost, cost, name_of
 from .targets import OURS, PEERS, Comparison, compare
 
 if TYPE_CHECKING:
@@ -18,21 +18,6 @@ if TYPE_CHECKING:
 HOW = (
     "no plot: matplotlib is not installed here (pip install 'ssm-kernels[bench]'); `ssm-kernels report` draws it later"
 )
-COLOURS = {
-    "selective_scan": "tab:blue",
-    "selective_scan_bidirectional": "tab:orange",
-    "selective_scan_2d": "tab:green",
-    "ssd": "tab:cyan",
-    "depthwise_conv1d": "tab:red",
-    "linear_scan": "navy",
-    "linear_scan_shared": "teal",
-    "selective_scan_step": "tab:pink",
-    "ssd_step": "tab:gray",
-    "depthwise_conv1d_step": "tab:olive",
-    "window_attention": "tab:purple",
-    "window_attention_nobias": "tab:brown",
-    "sliding_window_attention": "gold",
-}
 
 
 def draw_results(rows: Sequence[Row], environment: Environment, path: Path) -> str:
@@ -131,14 +116,15 @@ def _roofline(axis: Axes, rows: Iterable[Row], copy: float, exp2: float) -> None
     for row in rows:
         work = cost(row.op, row.shape, ITEM_BYTES[row.dtype])
         ours = row.impl == OURS[0]
-        if work is None or row.fwd_ms is None or not (ours or row.impl in PEERS[row.op]):
+        compared = ours or row.impl in PEERS[row.op]
+        if work is None or row.fwd_ms is None or not work.exponentials or not compared:
             continue
         label = f"{row.op}, {'ours' if ours else 'peer'}"
         axis.plot(
             _intensity(work),
             work.exponentials / row.fwd_ms * 1e3,
             "o" if ours else "x",
-            color=COLOURS[row.op],
+            color=f"C{list(COSTS).index(row.op)}",
             label=None if label in seen else label,
         )
         seen.add(label)
