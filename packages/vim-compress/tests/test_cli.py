@@ -215,3 +215,20 @@ def test_help_imports_nothing_heavy(verb):
 def test_version_and_help(run):
     assert run("--version")[1].startswith("vim-compress ")
     assert "classify" in run("--help")[1]
+
+
+def test_shipped_weights_classify_offline(run, tmp_path):
+    """A flag of three stripes that no set holds; the classes and what they were trained on are said."""
+    from PIL import ImageDraw
+
+    image = Image.new("RGB", (64, 64), "white")
+    pen = ImageDraw.Draw(image)
+    for stripe, colour in enumerate(("#1b4db3", "#ffffff", "#d22f27")):
+        pen.rectangle((4 + 19 * stripe, 16, 22 + 19 * stripe, 48), fill=colour)
+    pen.rectangle((4, 16, 60, 48), outline="black")
+    image.save(tmp_path / "flag.png")
+    code, said, _ = run("classify", tmp_path / "flag.png", "--json")
+    found = json.loads(said)
+    assert code == 0
+    assert found["pictures"][str(tmp_path / "flag.png")][0]["label"] == "Flags"
+    assert (len(found["classes"]), found["trained_on"]) == (9, "colour emoji, by category of Unicode")
