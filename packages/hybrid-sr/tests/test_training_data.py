@@ -314,6 +314,7 @@ def png(number: int) -> bytes:
 def stream_cfg(cfg: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     values = [{"bytes": png(n)[: 60 if n == 4 else None], "path": f"{n}.png"} for n in range(12)]
     fake = types.ModuleType("datasets")
+    fake.config = types.SimpleNamespace(PYARROW_VERSION=types.SimpleNamespace(major=24))
     vars(fake).update(
         Image=FakeImage,
         exceptions=types.SimpleNamespace(DatasetsError=LookupError),

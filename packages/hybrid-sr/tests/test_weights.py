@@ -1,11 +1,13 @@
 """Where weights come from: folders, files, published checkpoints under their own names; and what is refused."""
 
+import json
 import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from hybrid_sr import cli
 from hybrid_sr import weights as weights_module
 from hybrid_sr.config import PRESETS, ModelConfig, preset
 from hybrid_sr.keymap import fitting_presets, from_published, is_published, published_config, unwrap
@@ -214,3 +216,25 @@ def test_start_from_refuses_what_is_unrelated(tmp_path):
         start_from(HybridSR(preset("tiny", 2)), tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="init must be a model/ folder"):
         start_from(HybridSR(preset("tiny", 2)), tmp_path / "nothing")
+
+
+def test_info_reports_every_name_of_a_file(tmp_path, published, small, capsys):
+    """All of them, not the first few, and what happened to the overlapping attention's table."""
+    torch.save({"params_ema": published | {"relative_position_index_OCA": torch.zeros(1)}}, tmp_path / "good.pth")
+    assert cli.main(["info", "--weights", str(tmp_path / "good.pth"), "--scale", "2"]) == 0
+    text = capsys.readouterr().out
+    for line in ("small x2, published names", "renumbered from rotated", "computed here: relative_position_index_OCA"):
+        assert line in text
+    gone = [name for name in published if ".mlp.fc2." in name]
+    for name in gone:
+        del published[name]
+    published |= {"encoder.weight": torch.zeros(3), "conv_first.bias": torch.zeros(35)}
+    torch.save(published, tmp_path / "bad.pth")
+    assert cli.main(["info", "--weights", str(tmp_path / "bad.pth"), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert len(report["missing"]) == len(gone) > 3
+    assert report["unexpected"] == ["encoder.weight"]
+    assert report["shapes"] == {"stem.bias": {"found": [35], "wanted": [36]}}
+    assert not report["fits"]
+    assert cli.main(["info", "--weights", "nothing.pth"]) == 2
+    assert "nothing.pth is no file" in capsys.readouterr().err

@@ -115,6 +115,7 @@ class InfoOptions:
         scale: Upscaling factor.
         height: Rows of the input picture that operations are counted for.
         width: Columns of it.
+        weights: Instead: say name by name what a .safetensors or .pth file holds, ours or published.
         json: Print JSON.
     """
 
@@ -122,6 +123,7 @@ class InfoOptions:
     scale: int = 4
     height: int = 192
     width: int = 320
+    weights: Path | None = None
     json: bool = False
 
 

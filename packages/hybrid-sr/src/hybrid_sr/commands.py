@@ -117,6 +117,15 @@ def evaluate_command(options: EvaluateOptions) -> int:
 
 def info_command(options: InfoOptions) -> int:
     """Run `hybrid-sr info`."""
+    if options.weights is not None:
+        from .keyreport import inspect_file
+
+        report = inspect_file(options.weights, options.scale)
+        if options.json:
+            _print_json(report.to_dict())
+        else:
+            print("\n".join(report.lines()))
+        return 0 if report.fits else 1
     from .info import model_info
 
     result = model_info(options.preset, options.scale, options.height, options.width)

@@ -31,6 +31,7 @@ from .resize import imresize
 
 SHUFFLE_BUFFER = 1_000  # rows
 FIRST_ROWS = 100  # one of them must be an image
+ARROW_THAT_HANGS = 24  # major version; up to it threads may hang when they are closed, for which `datasets` waits
 SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
 
 
@@ -157,6 +158,8 @@ def open_rows(data: str, seed: int) -> tuple[str, Any]:
             f"data: {data} is no folder with images, and reading it as a data set needs a library; "
             "pip install 'hybrid-sr[streaming]'"
         ) from error
+    if datasets.config.PYARROW_VERSION.major > ARROW_THAT_HANGS:
+        datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # else five seconds at the end of every epoch
     broken = datasets.exceptions.DatasetsError  # pyright: ignore[reportAttributeAccessIssue]  # its __init__ imports it
     try:
         rows = datasets.load_dataset(*_request(data), split="train", streaming=True)
