@@ -61,7 +61,7 @@ class Block(nn.Module):
     def forward(self, residual: Tensor, grid: tuple[int, int] | None, skip: int | None) -> Tensor:
         """Map (B, L, C), float32, to the same."""
         normed = self.norm(residual).to(self.mixer.in_proj.weight.dtype)
-        return residual + self.drop_path(self.mixer(normed, grid, skip)).to(residual.dtype)
+        return residual + self.drop_path(self.mixer(normed, grid, skip))  # float32 by promotion, in one pass
 
 
 def make_mixer(config: VimConfig, layer: int) -> VimMixer:
