@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from muse_mamba.arguments import StudyOptions
+from muse_mamba.arguments_measure import StudyOptions
 from muse_mamba.benchmark import crossovers
 from muse_mamba.data import PictureData, augment, open_collection, square
 from muse_mamba.masking import hide, plan

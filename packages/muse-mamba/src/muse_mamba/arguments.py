@@ -1,4 +1,4 @@
-"""The options of the verbs as dataclasses. Importing this imports no torch."""
+"""The options of the verbs that draw, pack, export and count, as dataclasses. Importing this imports no torch."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         """Refuse numbers without a meaning."""
-        _at_least_one(self, "num", "steps")
+        at_least_one(self, "num", "steps")
         for name in ("seed", "guidance", "sample_temperature", "mask_temperature", "top_k"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name.replace('_', '-')}: must be at least 0, got {getattr(self, name)}")
@@ -70,7 +70,7 @@ class DrawingOptions(SamplingOptions):
     def __post_init__(self) -> None:
         """Refuse numbers without a meaning."""
         super().__post_init__()
-        _at_least_one(self, "enlarge")
+        at_least_one(self, "enlarge")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,12 @@ class VariationOptions(DrawingOptions):
             raise ValueError(f"--strength: must be above 0 and at most 1, got {self.strength}")
 
 
-def _at_least_one(options: Any, *names: str) -> None:
+def at_least_one(options: Any, *names: str) -> None:
+    """Refuse numbers below 1.
+
+    Raises:
+        ValueError: One is.
+    """
     for name in names:
         if getattr(options, name) < 1:
             raise ValueError(f"--{name}: must be at least 1, got {getattr(options, name)}")
@@ -230,43 +235,6 @@ class ExportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeOptions:
-    """Options of `muse-mamba train-judge`.
-
-    Attributes:
-        out: New or empty folder for the judge.
-        data: Folder of pictures with captions, or openclipart (Debian's openclipart-png and -svg) if not given.
-        root: Where Debian's packages are installed, or unpacked with dpkg -x.
-        against: Packed folder whose held-out concepts the judge shall not know.
-        text_encoder: minilm, or the name or folder of an encoder of transformers.
-        dim: Width of the space that pictures and captions are brought into.
-        steps: Of the optimizer.
-        lr: Peak learning rate.
-        weight_decay: Of AdamW.
-        device: auto (a CUDA GPU if there is one, else the CPU), cpu, cuda, cuda:1, mps.
-    """
-
-    out: Path | None = None
-    data: str | None = None
-    root: Path = Path("/")
-    against: Path | None = None
-    text_encoder: str = "minilm"
-    dim: int = 96
-    steps: int = 400
-    lr: float = 2e-3
-    weight_decay: float = 0.1
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be trained."""
-        if self.out is None:
-            raise ValueError("--out is missing; give a new folder")
-        _at_least_one(self, "dim", "steps")
-        if self.lr <= 0 or self.weight_decay < 0:
-            raise ValueError(f"--lr: must be above 0 and --weight-decay at least 0, got {self.lr}, {self.weight_decay}")
-
-
-@dataclass(frozen=True, kw_only=True)
 class InfoOptions:
     """Options of `muse-mamba info`.
 
@@ -279,120 +247,3 @@ class InfoOptions:
     preset: str = "study"
     method: str | None = None
     json: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkOptions:
-    """Options of `muse-mamba benchmark`.
-
-    Attributes:
-        methods: Names separated by commas, or all.
-        preset: The model whose sizes are timed; weights are random.
-        lengths: Image tokens, squares separated by commas.
-        batch: Pictures at a time.
-        steps: Passes of the model per picture.
-        repeats: Timed runs after one to warm up; the median counts.
-        device: auto (a CUDA GPU if there is one, else the CPU), cpu, cuda, cuda:1, mps.
-        precision: Of the arithmetic.
-        out: File for the JSON rows.
-        overwrite: Replace it.
-        json: Print JSON.
-    """
-
-    methods: str = "transformer,mamba-xattn,attn-xz,mamba2-xattn"
-    preset: str = "study"
-    lengths: str = "64,256,1024"
-    batch: int = 4
-    steps: int = 8
-    repeats: int = 3
-    device: str = "auto"
-    precision: Literal["no", "bf16"] = "no"
-    out: Path | None = None
-    overwrite: bool = False
-    json: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
-        _at_least_one(self, "batch", "steps", "repeats")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyOptions:
-    """Options of `muse-mamba study`.
-
-    Attributes:
-        out: Folder of the study; every run has a folder in it.
-        data: Packed folder with a tokenizer in it.
-        tokenizer: A tokenizer's model/ folder; that of the data if not given.
-        methods: Names separated by commas, or all.
-        seeds: Numbers separated by commas.
-        steps: Of every run.
-        parallel: Runs side by side on one device.
-        minutes: Start no further run after so many; what is left is done when the command is given again.
-        recipe: Named run whose sizes are used.
-        prompts: Held-out captions that are drawn and judged.
-        report_only: Train nothing; write table, plot and sheet of what is there.
-        extra: Fields for every run, as in "--model.direction causal"; in quotes.
-    """
-
-    out: Path | None = None
-    data: str | None = None
-    tokenizer: Path | None = None
-    methods: str = "all"
-    seeds: str = "0,1"
-    steps: int = 6_000
-    parallel: int = 4
-    minutes: float | None = None
-    recipe: str = "study"
-    prompts: int = 50
-    report_only: bool = False
-    extra: str = ""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be run."""
-        if self.out is None:
-            raise ValueError("--out is missing; give the folder of the study")
-        _at_least_one(self, "steps", "parallel", "prompts")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateOptions:
-    """Options of `muse-mamba evaluate`.
-
-    Attributes:
-        data: Packed folder, or folder of pictures with captions, that the pictures are compared with.
-        split: Which of its pictures: those held out, looked at in training, or trained on.
-        model: A run's model/ folder; the shipped model if not given.
-        tokenizer: A tokenizer's model/ folder; the shipped one if not given.
-        tokenizer_only: Measure reconstructions instead of generated pictures.
-        sizes: Sides in pixels for reconstructions, separated by commas.
-        num: Most pictures; 0 for all.
-        steps: Passes of the model per picture.
-        guidance: How much captions count.
-        seed: Of all random choices.
-        text_encoder: Of captions that are not packed.
-        inception: Weights of the Inception network of FID; without them there is no FID.
-        clip: Folder of a CLIP model for the CLIP score; without it there is none.
-        no_features: Leave out everything that needs EfficientNet-Lite0.
-        device: auto (a CUDA GPU if there is one, else the CPU), cpu, cuda, cuda:1, mps.
-        out: File for the JSON; printed if not given.
-        overwrite: Replace it.
-    """
-
-    data: str | None = None
-    split: Literal["held-out", "validation", "train"] = "held-out"
-    model: Path | None = None
-    tokenizer: Path | None = None
-    tokenizer_only: bool = False
-    sizes: str = "64"
-    num: int = 0
-    steps: int = 16
-    guidance: float = 3.0
-    seed: int = 0
-    text_encoder: str = "minilm"
-    inception: Path | None = None
-    clip: Path | None = None
-    no_features: bool = False
-    device: str = "auto"
-    out: Path | None = None
-    overwrite: bool = False

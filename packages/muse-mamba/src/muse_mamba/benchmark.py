@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from ssm_kernels.bench import environment
 
-from .arguments import BenchmarkOptions
+from .arguments_measure import BenchmarkOptions
 from .checks import nearest, refuse
 from .config import METHODS, ModelConfig, model_preset
 from .decoding import DecodeOptions, decode

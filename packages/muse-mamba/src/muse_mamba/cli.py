@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from . import arguments
+from . import arguments, arguments_measure
 from .parsing import parse_options
 
 USAGE = """usage: muse-mamba VERB ...
@@ -136,7 +136,7 @@ def _train_tokenizer(argv: list[str]) -> int:
 
 def _train_judge(argv: list[str]) -> int:
     description = "Train the network that finds the caption of a picture, on other pictures with titles."
-    options, _ = parse_options("train-judge", argv, arguments.JudgeOptions, description=description)
+    options, _ = parse_options("train-judge", argv, arguments_measure.JudgeOptions, description=description)
     from .judgetrain import judge_command
 
     return judge_command(options)
@@ -152,7 +152,7 @@ def _encode(argv: list[str]) -> int:
 
 def _evaluate(argv: list[str]) -> int:
     description = "Measure generated pictures, or reconstructions, against real ones."
-    options, _ = parse_options("evaluate", argv, arguments.EvaluateOptions, description=description)
+    options, _ = parse_options("evaluate", argv, arguments_measure.EvaluateOptions, description=description)
     from .evaluate import evaluate_command
 
     return evaluate_command(options)
@@ -160,7 +160,7 @@ def _evaluate(argv: list[str]) -> int:
 
 def _study(argv: list[str]) -> int:
     description = "Train every method under one budget; goes on where it was stopped."
-    options, _ = parse_options("study", argv, arguments.StudyOptions, description=description)
+    options, _ = parse_options("study", argv, arguments_measure.StudyOptions, description=description)
     from .study import study_command
 
     return study_command(options)
@@ -189,7 +189,7 @@ def _info(argv: list[str]) -> int:
 
 def _benchmark(argv: list[str]) -> int:
     description = "Time decoding and training steps against the number of tokens, weights random."
-    options, _ = parse_options("benchmark", argv, arguments.BenchmarkOptions, description=description)
+    options, _ = parse_options("benchmark", argv, arguments_measure.BenchmarkOptions, description=description)
     from .benchmark import benchmark_command
 
     return benchmark_command(options)

@@ -12,7 +12,10 @@ from pathlib import Path
 from .sources import Picture, split_of
 
 CLIPART = "usr/share/openclipart"
-WITHOUT_TITLES = ("shapes/", "buttons/", "computer/icons/")  # their titles name files or nothing
+# Their titles name files, series or nothing that can be seen.
+WITHOUT_TITLES = ("shapes/", "buttons/", "icons/", "flags/", "cards/", "patterns/", "map_symbols/")
+SAYS_NOTHING = frozenset({"hash", "unsorted", "signs and symbols", "sign", "symbol", "clipart", "icons", "png", "svg"})
+SERIES = ("etiquette", "aiga", "various clip")
 MOST_BYTES, MOST_SIDE = 600_000, 3_000  # of a PNG
 MOST_KEYWORDS = 4
 
@@ -28,7 +31,7 @@ def openclipart(root: Path) -> list[Picture]:
     for drawing in sorted((folder / "svg").rglob("*.svg")):
         relative = drawing.relative_to(folder / "svg")
         file = folder / "png" / relative.with_suffix(".png")
-        if str(relative).startswith(WITHOUT_TITLES) or drawing.is_symlink() or file.is_symlink():
+        if any(part in str(relative) for part in WITHOUT_TITLES) or drawing.is_symlink() or file.is_symlink():
             continue
         if not file.is_file() or file.stat().st_size > MOST_BYTES or max(_size(file)) > MOST_SIDE:
             continue
@@ -52,21 +55,21 @@ def openclipart(root: Path) -> list[Picture]:
 
 
 def captions_in(svg: str) -> tuple[str, ...]:
-    """Return the title of a vector file, and its keywords as one caption; none where the title has no word."""
+    """Return the title of a vector file, and its keywords as one caption; what says nothing is left out."""
     titles = re.findall(r"<dc:title>(.*?)</dc:title>", svg, re.DOTALL)
     people = {_plain(title) for title in titles[1:]}  # of creator, publisher, rights
-    title = re.sub(r"\d+", " ", _plain(titles[0])) if titles else ""
+    title = _plain(re.sub(r"(?i)clip ?art by [^-]*-", " ", titles[0])) if titles else ""
     bag = re.search(r"<dc:subject>(.*?)</dc:subject>", svg, re.DOTALL)
-    keywords = [_plain(word) for word in re.findall(r"<rdf:li>(.*?)</rdf:li>", bag.group(1), re.DOTALL)] if bag else []
-    keywords = [word for word in dict.fromkeys(keywords) if word and word not in people and not word.isdigit()]
-    title = " ".join(title.split())
-    if len(title) < 3 or not re.search("[a-z]", title):
-        return ()
-    return (title, ", ".join(keywords[:MOST_KEYWORDS])) if keywords else (title,)
+    words = [_plain(word) for word in re.findall(r"<rdf:li>(.*?)</rdf:li>", bag.group(1), re.DOTALL)] if bag else []
+    keywords = [word for word in dict.fromkeys(words) if word and word not in people and word not in SAYS_NOTHING]
+    found = [title] if len(title) > 2 and not any(name in title for name in SERIES) else []
+    return tuple(found + ([", ".join(keywords[:MOST_KEYWORDS])] if keywords else []))
 
 
 def _plain(text: str) -> str:
-    return " ".join(re.sub(r"<[^>]*>|[_\-/]+", " ", html.unescape(text)).lower().split())
+    """Return words in lower case, without numbers and punctuation."""
+    spaced = re.sub(r"<[^>]*>|[_\-/()\[\],.]+", " ", html.unescape(text)).lower()
+    return " ".join(word for word in spaced.split() if not any(c.isdigit() for c in word))
 
 
 def _size(file: Path) -> tuple[int, int]:

@@ -5,44 +5,52 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from .arguments import EvaluateOptions
+from .arguments_measure import EvaluateOptions
 from .data import as_tensor, open_collection
 from .decoding import DecodeOptions, decode
 from .devices import pick_device
+from .judge import Judge, align, judge_hash
 from .metrics import code_statistics, flat_share, psnr, ssim
 from .model import TokenModel
 from .packed import Pictured, is_packed, load_packed
 from .recipes import TrainConfig
+from .sheets import caption_sheet, pair_sheet
 from .text import TextCache, TextEncoder
 from .tokenizer import VQTokenizer
 from .tokenizer.quantize import usage
 from .tokenizer.validation import reconstruct
 from .validation import make_examples, measure
-from .weights import find_model, find_tokenizer
+from .weights import find_judge, find_model, find_tokenizer
 
 BATCH = 32  # pictures decoded at a time
+SHOWN, SHEET_ROWS, MOST_DRAWN = 8, 16, 4  # pictures and captions on sheets
 
 
 def evaluate_command(options: EvaluateOptions) -> int:
     """Run `muse-mamba evaluate`."""
-    if options.out is not None and options.out.exists() and not options.overwrite:
-        raise ValueError(f"--out: {options.out} exists; add --overwrite, or choose another file")
     tokenizer_folder = find_tokenizer(options.tokenizer)
     model_folder = None if options.tokenizer_only else find_model(options.model)
+    judge_folder = None if options.tokenizer_only or not options.prompts else find_judge(options.judge)
     device = pick_device(options.device)
-    pictures, cache = _pictures(options)
+    pictures, training, cache = _pictures(options)
     tokenizer = VQTokenizer.from_pretrained(tokenizer_folder, device=device)
     if model_folder is None:
         result = evaluate_tokenizer(tokenizer, pictures, _sizes(options.sizes), options, device)
     else:
         model = TokenModel.from_pretrained(model_folder, device=device)
-        result = evaluate_model(model, tokenizer, pictures, cache, options, device)
-    result = {"split": options.split, "data": str(options.data or "openmoji"), **result}
+        drawn = draw_split(model, tokenizer, pictures, cache, options, device)
+        result = evaluate_model(model, tokenizer, pictures, drawn, options, device)
+        if judge_folder is not None and not options.no_features:
+            result["alignment"] = judged(judge_folder, drawn, options, device)
+        if options.sheet is not None:
+            result["nearest"] = model_sheet(drawn, pictures, training, options, device)
+    result = {"split": options.split, "data": Path(options.data).name if options.data else "openmoji", **result}
     text = json.dumps(result, indent=1) + "\n"
     if options.out is None:
         print(text, end="")
@@ -52,7 +60,8 @@ def evaluate_command(options: EvaluateOptions) -> int:
     return 0
 
 
-def _pictures(options: EvaluateOptions) -> tuple[list[Pictured], TextCache | None]:
+def _pictures(options: EvaluateOptions) -> tuple[list[Pictured], list[Pictured], TextCache | None]:
+    """Return the pictures of the split, those of training, and encoded captions."""
     cache = None
     if is_packed(options.data):
         assert options.data is not None
@@ -66,7 +75,7 @@ def _pictures(options: EvaluateOptions) -> tuple[list[Pictured], TextCache | Non
         splits = ", ".join(sorted({p.split for p in found}))
         raise ValueError(f"--split: no {options.split} pictures in {options.data}; it has {splits}")
     chosen = chosen[: options.num] if options.num else chosen
-    return chosen, cache
+    return chosen, [p for p in found if p.split == "train"], cache
 
 
 def _sizes(text: str) -> list[int]:
@@ -95,57 +104,134 @@ def evaluate_tokenizer(
         share, perplexity = usage(torch.bincount(ids.flatten(), minlength=tokenizer.config.codes).float())
         row: dict[str, Any] = {"size": size, "n": len(a), "psnr": psnr(a, b), "ssim": ssim(a, b)}
         row |= {"code_usage": share, "code_perplexity": perplexity}
-        rows.append(row | _distances(a, b, options, device))
+        found = _distances(a, b, options, device)
+        rows.append(row | {("rFID" if name == "FID" else name): value for name, value in found.items()})
+        if options.lpips is not None:
+            from .features import lpips
+
+            rows[-1] |= lpips(a, b, options.lpips, device)
+        if options.sheet is not None:
+            file = options.sheet if len(sizes) == 1 else options.sheet.with_stem(f"{options.sheet.stem}-{size}")
+            pair_sheet(a[:SHOWN], b[:SHOWN], file)
     return {"kind": "tokenizer", "rows": rows}
 
 
-def evaluate_model(
+class Drawn(NamedTuple):
+    """Pictures of captions: `pixels` (k * n, H, W, 3) uint8, k of the first caption first, and `ids` (k * n, L)."""
+
+    captions: list[str]
+    pixels: NDArray[np.uint8]
+    ids: NDArray[np.integer]
+    cache: TextCache
+
+
+def draw_split(
     model: TokenModel,
     tokenizer: VQTokenizer,
     pictures: Sequence[Pictured],
     cache: TextCache | None,
     options: EvaluateOptions,
     device: torch.device,
-) -> dict[str, Any]:
-    """Draw a picture of every caption and compare with the real ones; losses on the real ones' tokens."""
+) -> Drawn:
+    """Draw pictures of the first captions of a split, each caption once."""
     if cache is None:
         encoder = TextEncoder(options.text_encoder, length=model.config.text_length, device=device)
         cache = TextCache.encode(encoder, [c for p in pictures for c in p.captions])
-    side = model.config.grid[0] * tokenizer.config.factor
-    cfg = TrainConfig(model=model.config)
-    shown = make_examples(cfg, tokenizer, pictures, cache, side)
-    losses = measure(model, shown)
-    captions = [p.captions[0] for p in pictures]
+    captions = list(dict.fromkeys(p.captions[0] for p in pictures))
+    every = [caption for caption in captions for _ in range(options.per_caption)]
     settings = DecodeOptions(steps=options.steps, guidance=options.guidance)
     generator = torch.Generator().manual_seed(options.seed)
     made, tokens = [], []
-    for first in range(0, len(captions), BATCH):
-        part = captions[first : first + BATCH]
+    for first in range(0, len(every), BATCH):
+        part = every[first : first + BATCH]
         text, mask = cache.batch([cache.place[c] for c in part], model.config.text_length)
         states, kept = torch.from_numpy(text).to(device), torch.from_numpy(mask).to(device)
         ids = decode(model, states, kept, settings, generator=generator)
         drawn = tokenizer.decode(ids.unflatten(1, model.config.grid))
         made.append((drawn * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
         tokens.append(ids.cpu().numpy())
-    pixels, real = np.concatenate(made), as_tensor(pictures, side).permute(0, 2, 3, 1).numpy()
+    return Drawn(captions, np.concatenate(made), np.concatenate(tokens), cache)
+
+
+def evaluate_model(
+    model: TokenModel,
+    tokenizer: VQTokenizer,
+    pictures: Sequence[Pictured],
+    drawn: Drawn,
+    options: EvaluateOptions,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Compare drawn pictures with the real ones; losses on the real ones' tokens."""
+    side = model.config.grid[0] * tokenizer.config.factor
+    shown = make_examples(TrainConfig(model=model.config), tokenizer, pictures, drawn.cache, side)
+    real = as_tensor(pictures, side).permute(0, 2, 3, 1).numpy()
     result: dict[str, Any] = {
         "kind": "model",
         "method": model.config.method,
-        "n": len(pixels),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "n": len(drawn.pixels),
+        "per_caption": options.per_caption,
         "steps": options.steps,
         "guidance": options.guidance,
         "seed": options.seed,
-        "loss_over_ln_V": losses,
-        "flat_share": flat_share(pixels),
+        "loss_over_ln_V": measure(model, shown),
+        "flat_share": flat_share(drawn.pixels),
         "flat_share_real": flat_share(real),
-        **code_statistics(np.concatenate(tokens), model.config.vocab),
-        **_distances(real, pixels, options, device),
+        **code_statistics(drawn.ids, model.config.vocab),
+        **_distances(real, drawn.pixels, options, device),
     }
     if options.clip is not None:
         from .features import clip_score
 
-        result |= clip_score(pixels, captions, options.clip, device)
+        every = [caption for caption in drawn.captions for _ in range(options.per_caption)]
+        result |= clip_score(drawn.pixels, every, options.clip, device)
     return result
+
+
+def judged(folder: Path, drawn: Drawn, options: EvaluateOptions, device: torch.device) -> dict[str, Any]:
+    """Let a judge look for the captions of the drawn pictures.
+
+    Raises:
+        ValueError: The captions were encoded for another text encoder than the judge's.
+    """
+    judge = Judge.from_pretrained(folder)
+    if judge.config.encoder != drawn.cache.encoder:
+        remedy = "pack the data with the judge's --text-encoder, or train a judge for this one"
+        found = f"captions of {drawn.cache.encoder}"
+        raise ValueError(f"--judge: its text encoder is {judge.config.encoder}, got {found}; {remedy}")
+    captions = drawn.captions[: options.prompts]
+    pictures = drawn.pixels[: len(captions) * options.per_caption]
+    return align(judge, pictures, captions, drawn.cache, device) | {"judge_sha256": judge_hash(folder)}
+
+
+def model_sheet(
+    drawn: Drawn,
+    pictures: Sequence[Pictured],
+    training: Sequence[Pictured],
+    options: EvaluateOptions,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Save the first captions with a real picture, drawn ones, and the training pictures nearest to the first drawn.
+
+    Returns:
+        How near they are: median cosine of features, and median PSNR of pixels.
+    """
+    from .nearest import nearest
+
+    assert options.sheet is not None
+    captions = drawn.captions[:SHEET_ROWS]
+    every = drawn.pixels.reshape(len(drawn.captions), options.per_caption, *drawn.pixels.shape[1:])[: len(captions)]
+    side = every.shape[2]
+    real = [next(p for p in pictures if p.captions[0] == caption) for caption in captions]
+    groups = [("real", as_tensor(real, side).permute(0, 2, 3, 1).numpy()[:, None]), ("drawn", every[:, :MOST_DRAWN])]
+    said: dict[str, Any] = {}
+    if training and not options.no_features:
+        found = nearest(every[:, 0], training, device)
+        groups.append(("nearest in training: features, pixels", found.pictures))
+        cosine, psnr_found = np.median(found.nearness, axis=0)
+        said = {"n": len(captions), "median_cosine": float(cosine), "median_psnr": float(psnr_found)}
+    caption_sheet(captions, groups, options.sheet)
+    return said
 
 
 def _distances(real: np.ndarray, made: np.ndarray, options: EvaluateOptions, device: torch.device) -> dict[str, Any]:

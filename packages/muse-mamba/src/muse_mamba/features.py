@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .backbones import effnet_lite0, effnet_lite0_file, file_hash
+from .backbones import VGG16Features, effnet_lite0, effnet_lite0_file, file_hash
 from .checks import refuse
 
 INCEPTION_SHA256_START = "6726825d"  # of weights-inception-2015-12-05, as torch-fidelity publishes it
@@ -97,6 +97,51 @@ def inception_distance(
         for first in range(0, len(pictures), BATCH):
             metric.update(to_batch(pictures[first : first + BATCH], device), real=is_real)
     return {"FID": float(metric.compute()), "FID_n": [len(real), len(made)], "FID_sha256": found}
+
+
+class Lpips(nn.Module):
+    """LPIPS with VGG16: the backbone from a file, the trained weights of its channels from torchmetrics.
+
+    Args:
+        file: State dict of torchvision's vgg16.
+
+    Source: Zhang et al. 2018, arXiv:1801.03924, version 0.1.
+    """
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        from torchmetrics.functional import image
+
+        self.backbone = VGG16Features(file)
+        heads = Path(image.__file__).parent / "lpips_models" / "vgg.pth"
+        stored = torch.load(heads, map_location="cpu", weights_only=True)
+        for number, weight in enumerate(stored.values()):
+            self.register_buffer(f"head{number}", weight.float())
+
+    @torch.no_grad()
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Return the distances (n,) of RGB pictures (n, 3, H, W) in [0, 1]."""
+        total = torch.zeros(len(a), device=a.device)
+        for number, (x, y) in enumerate(zip(self.backbone(a), self.backbone(b), strict=True)):
+            difference = (nn.functional.normalize(x, dim=1) - nn.functional.normalize(y, dim=1)).square()
+            total += (difference * self.get_buffer(f"head{number}")).sum(1).mean((1, 2))
+        return total
+
+
+def lpips(
+    real: NDArray[np.uint8], made: NDArray[np.uint8], weights: Path, device: torch.device
+) -> dict[str, float | str]:
+    """Return the mean LPIPS of pictures and their reconstructions, (n, H, W, 3) uint8, with the hash of the backbone.
+
+    Raises:
+        ValueError: The weights are not those of torchvision's vgg16.
+    """
+    network = Lpips(weights).to(device)
+    parts = [
+        network(*(to_batch(x[first : first + BATCH], device).float() / 255 for x in (real, made))).cpu()
+        for first in range(0, len(real), BATCH)
+    ]
+    return {"LPIPS": float(torch.cat(parts).mean()), "LPIPS_network": "VGG16", "LPIPS_sha256": file_hash(weights)}
 
 
 def clip_score(made: NDArray[np.uint8], captions: list[str], folder: Path, device: torch.device) -> dict[str, Any]:

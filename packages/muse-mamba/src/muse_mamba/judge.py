@@ -1,7 +1,7 @@
 """The judge of pictures and captions: which caption of several belongs to a picture. n pictures, d width of its space.
 
 Its ears and eyes are frozen: the mean state of the text encoder, and the mean features of EfficientNet-Lite0. Two
-small layers that were trained on other pictures with titles bring them into one space.
+matrices that were fitted to other pictures with captions bring them into one space.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .checks import check_whole, nearest, refuse
@@ -43,7 +43,7 @@ class JudgeConfig:
 
     image_dim: int = 1280
     text_dim: int = 384
-    dim: int = 96
+    dim: int = 64
     encoder: str = MINILM
     trained_on: str = ""
     pairs: int = 0
@@ -75,33 +75,37 @@ class Judge(Pretrained):
 
     Args:
         config: Sizes.
-
-    Attributes:
-        scale: Logarithm of the inverse temperature of the similarities in training.
     """
 
     config_class: ClassVar = JudgeConfig
     kind: ClassVar = "judge"
+    image: Tensor
+    text: Tensor
+    image_mean: Tensor
+    image_std: Tensor
+    text_mean: Tensor
 
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
         self.config: JudgeConfig = config
-        self.image = nn.Linear(config.image_dim, config.dim, bias=False)
-        self.text = nn.Linear(config.text_dim, config.dim, bias=False)
+        self.register_buffer("image", torch.zeros(config.image_dim, config.dim))
+        self.register_buffer("text", torch.zeros(config.text_dim, config.dim))
         self.register_buffer("image_mean", torch.zeros(config.image_dim))
         self.register_buffer("image_std", torch.ones(config.image_dim))
-        self.scale = nn.Parameter(torch.tensor(2.0))
+        self.register_buffer("text_mean", torch.zeros(config.text_dim))
 
-    image_mean: Tensor
-    image_std: Tensor
+    @property
+    def device(self) -> torch.device:
+        """Where the matrices are."""
+        return self.image.device
 
     def of_pictures(self, features: Tensor) -> Tensor:
         """Return unit vectors (n, d) of features (n, image_dim)."""
-        return F.normalize(self.image((features - self.image_mean) / self.image_std), dim=-1)
+        return F.normalize((features - self.image_mean) / self.image_std @ self.image, dim=-1)
 
     def of_captions(self, features: Tensor) -> Tensor:
         """Return unit vectors (n, d) of features (n, text_dim)."""
-        return F.normalize(self.text(F.normalize(features, dim=-1)), dim=-1)
+        return F.normalize((F.normalize(features, dim=-1) - self.text_mean) @ self.text, dim=-1)
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Training the judge: two linear layers on frozen features, a contrastive loss, in a minute on a CPU."""
+"""Fitting the judge: ridge regression from pictures to captions on frozen features, in closed form."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .arguments import JudgeOptions
+from .arguments_measure import JudgeOptions
 from .devices import pick_device
 from .judge import Judge, JudgeConfig, caption_features, picture_features, recall
-from .packed import Pictured, load_packed, read_all
+from .packed import Pictured, is_packed, load_packed, read_all
 from .sources import OPENCLIPART, find_pictures
 from .text import TextCache, TextEncoder
 
 SEED, SIZE = 3, 64  # pixels, as the pictures that it judges
-CHECKED = 400  # pairs that are left out and looked at
-BATCH, NOISE = 512, 0.3
-LEAST = 10  # pairs
+CHECKED, LEAST = 200, 10  # concepts that are left out and looked at; pairs to begin with
 
 
 def judge_command(options: JudgeOptions) -> int:
@@ -32,23 +30,32 @@ def judge_command(options: JudgeOptions) -> int:
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise ValueError(f"--out: must be a new or empty folder, {options.out} has files in it")
     device = pick_device(options.device)
-    avoided = [] if options.against is None else held_out_names(options.against)
-    sources = find_pictures(options.data or OPENCLIPART, options.root)
-    titled = [p for p in sources if p.captions]
-    kept = [p for p in titled if not names_any(p.captions, avoided)]
-    if len(kept) < LEAST:
-        raise ValueError(f"--data: {len(kept)} pictures with captions of other concepts; give at least {LEAST}")
-    print(f"{len(kept)} pictures; {len(titled) - len(kept)} left out, as their words name a held-out concept")
-    judge, said = train_judge(read_all(kept, SIZE), options, device)
+    sources = (options.data or OPENCLIPART).split(",")
+    packed = [Path(data) for data in sources if is_packed(data)]
+    avoided = held_out_names([*packed, *([options.against] if options.against else [])])
+    pairs: list[Pictured] = []
+    left_out = 0
+    for data in sources:
+        if is_packed(data):
+            pairs += [p for p in load_packed(Path(data))[0] if p.split != "held-out" and p.captions]
+            continue
+        titled = [p for p in find_pictures(data, options.root) if p.captions]
+        kept = [p for p in titled if not names_any(p.captions, avoided)]
+        left_out += len(titled) - len(kept)
+        pairs += read_all(kept, SIZE)
+    print(f"{len(pairs)} pairs; {left_out} left out, as their words name a held-out concept")
+    if len(pairs) < LEAST:
+        raise ValueError(f"--data: {len(pairs)} pictures with captions of other concepts; give at least {LEAST}")
+    judge, said = train_judge(pairs, options, device)
     judge.save_pretrained(options.out, dtype=torch.float16)
-    (options.out / "judge.json").write_text(json.dumps({"left_out": len(titled) - len(kept), **said}, indent=1) + "\n")
-    print(f"{options.out}: of {said['checked']} other pairs {said['R@5']:.1%} of the titles among the first 5")
+    (options.out / "judge.json").write_text(json.dumps({"left_out": left_out, **said}, indent=1) + "\n")
+    print(f"{options.out}: of {said['checked']} other concepts {said['R@5']:.1%} among the first 5")
     return 0
 
 
-def held_out_names(folder: Path) -> list[str]:
-    """Return the concepts that a packed folder holds out."""
-    pictures, _ = load_packed(folder)
+def held_out_names(folders: Sequence[Path]) -> list[str]:
+    """Return the concepts that packed folders hold out."""
+    pictures = [p for folder in folders for p in load_packed(folder)[0]]
     return sorted({p.concept for p in pictures if p.split == "held-out"})
 
 
@@ -62,55 +69,49 @@ def names_any(captions: Sequence[str], concepts: Sequence[str]) -> bool:
 def train_judge(
     pictures: Sequence[Pictured], options: JudgeOptions, device: torch.device
 ) -> tuple[Judge, dict[str, Any]]:
-    """Train on pictures with captions; return the judge and how it does on pairs that were left out."""
-    torch.manual_seed(SEED)
-    order = np.random.default_rng(SEED).permutation(len(pictures))
-    pictures = [pictures[i] for i in order]
-    seen = picture_features(np.stack([p.pixels for p in pictures]), device)
+    """Fit to pictures with captions; return the judge and how it does on concepts that were left out."""
+    concepts = sorted({p.concept for p in pictures})
+    order = np.random.default_rng(SEED).permutation(len(concepts))
+    aside = {concepts[i] for i in order[: min(CHECKED, len(concepts) // 5)]}
+    features = picture_features(np.stack([p.pixels for p in pictures]), device)
     encoder = TextEncoder(options.text_encoder, length=32, device=device)
     cache = TextCache.encode(encoder, [c for p in pictures for c in p.captions])
-    told = [caption_features(cache, [p.captions[min(k, len(p.captions) - 1)] for p in pictures]) for k in (0, 1)]
-    checked = min(CHECKED, len(pictures) // 5)
+    first = caption_features(cache, [p.captions[0] for p in pictures])
+    other = caption_features(cache, [p.captions[min(1, len(p.captions) - 1)] for p in pictures])
+    used = torch.tensor([p.concept not in aside for p in pictures])
     config = JudgeConfig(
-        image_dim=seen.shape[1],
+        image_dim=features.shape[1],
         text_dim=encoder.channels,
-        dim=options.dim,
+        dim=min(options.dim, encoder.channels),
         encoder=options.text_encoder,
         trained_on=options.data or OPENCLIPART,
-        pairs=len(pictures) - checked,
+        pairs=int(used.sum()),
     )
     judge = Judge(config)
-    judge.image_mean.copy_(seen[checked:].mean(0))
-    judge.image_std.copy_(seen[checked:].std(0) + 1e-3)
-    fit(judge, seen[checked:], torch.stack([t[checked:] for t in told]), options)
-    judge.eval()
-    with torch.no_grad():
-        found = recall(judge.of_pictures(seen[:checked]) @ judge.of_captions(told[0][:checked]).t())
-    return judge, {"checked": checked, "pairs": config.pairs, "steps": options.steps, **found}
+    told = (F.normalize(first, dim=-1) + F.normalize(other, dim=-1)) / 2
+    fit(judge, features[used], told[used], options.ridge)
+    checked = list({p.concept: i for i, p in enumerate(pictures) if p.concept in aside}.values())
+    found = recall(judge.of_pictures(features[checked]) @ judge.of_captions(first[checked]).t())
+    return judge, {"checked": len(checked), "pairs": config.pairs, "ridge": options.ridge, "dim": config.dim, **found}
 
 
-def fit(judge: Judge, seen: Tensor, told: Tensor, options: JudgeOptions) -> None:
-    """Minimise the symmetric contrastive loss.
+def fit(judge: Judge, seen: Tensor, told: Tensor, ridge: float) -> None:
+    """Solve the least squares problem with a penalty, and keep the directions in which its predictions vary most.
 
     Args:
         judge: Is changed.
-        seen: Features of pictures, (n, 1280).
-        told: Features of both captions of each, (2, n, C).
-        options: Steps and rates.
+        seen: Features of pictures, (n, image_dim).
+        told: Features of captions, (n, text_dim).
+        ridge: Weight of the penalty on the squared matrix.
     """
-    generator = torch.Generator().manual_seed(SEED)
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=options.lr, weight_decay=options.weight_decay)
-    spread = seen.std(0)
-    for step in range(options.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = options.lr * 0.5 * (1 + np.cos(np.pi * step / options.steps))
-        rows = torch.randperm(len(seen), generator=generator)[:BATCH]
-        which = torch.randint(2, (len(rows),), generator=generator)
-        noise = torch.randn(len(rows), seen.shape[1], generator=generator) * spread * NOISE
-        images = judge.of_pictures(seen[rows] + noise)
-        logits = judge.scale.exp().clamp(max=100) * images @ judge.of_captions(told[which, rows]).t()
-        right = torch.arange(len(rows))
-        loss = (F.cross_entropy(logits, right) + F.cross_entropy(logits.t(), right)) / 2
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    judge.image_mean.copy_(seen.mean(0))
+    judge.image_std.copy_(seen.std(0) + 1e-3)
+    judge.text_mean.copy_(told.mean(0))
+    z = ((seen - judge.image_mean) / judge.image_std).double()
+    y = (told - judge.text_mean).double()
+    gram = z.t() @ z
+    matrix = torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), z.t() @ y)
+    spread = matrix.t() @ gram @ matrix  # covariance of the predictions, times n
+    directions = torch.linalg.eigh(spread).eigenvectors[:, -judge.config.dim :]
+    judge.image.copy_(matrix @ directions)
+    judge.text.copy_(directions)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import StudyOptions
+from .arguments_measure import StudyOptions
 from .checks import nearest, refuse
 from .config import METHODS
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SHIPPED = Path(__file__).parent / "weights"
-TOKENIZER_NAME, MODEL_NAME = "emoji-64", "ship"
+TOKENIZER_NAME, MODEL_NAME, JUDGE_NAME = "emoji-64", "ship", "judge"
 
 
 def shipped_tokenizer() -> Path:
@@ -43,6 +43,17 @@ def find_tokenizer(folder: Path | None) -> Path:
         ValueError: It holds none, or none ships.
     """
     return shipped_tokenizer() if folder is None else _given(folder, "--tokenizer")
+
+
+def find_judge(folder: Path | None) -> Path | None:
+    """Return the folder of the judge that is asked for, or of the one that ships; None where none does.
+
+    Raises:
+        ValueError: The folder holds none.
+    """
+    if folder is not None:
+        return _given(folder, "--judge")
+    return SHIPPED / JUDGE_NAME if (SHIPPED / JUDGE_NAME / WEIGHTS).is_file() else None
 
 
 def _given(folder: Path, option: str) -> Path:

@@ -1,0 +1,188 @@
+"""The options of the verbs that measure, as dataclasses. Importing this imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .arguments import at_least_one
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """Options of `muse-mamba train-judge`.
+
+    Attributes:
+        out: New or empty folder for the judge.
+        data: Folders of pictures with captions, packed folders (what they do not hold out), or openclipart (Debian's
+            openclipart-png and -svg), separated by commas; openclipart if not given.
+        root: Where Debian's packages are installed, or unpacked with dpkg -x.
+        against: Packed folder whose held-out concepts the judge shall not know, beside those of --data.
+        text_encoder: minilm, or the name or folder of an encoder of transformers.
+        dim: Width of the space that pictures and captions are brought into.
+        ridge: Penalty of the regression.
+        device: auto (a CUDA GPU if there is one, else the CPU), cpu, cuda, cuda:1, mps.
+    """
+
+    out: Path | None = None
+    data: str | None = None
+    root: Path = Path("/")
+    against: Path | None = None
+    text_encoder: str = "minilm"
+    dim: int = 64
+    ridge: float = 1_000.0
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be fitted."""
+        if self.out is None:
+            raise ValueError("--out is missing; give a new folder")
+        at_least_one(self, "dim")
+        if self.ridge <= 0:
+            raise ValueError(f"--ridge: must be above 0, got {self.ridge}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions:
+    """Options of `muse-mamba benchmark`.
+
+    Attributes:
+        methods: Names separated by commas, or all.
+        preset: The model whose sizes are timed; weights are random.
+        lengths: Image tokens, squares separated by commas.
+        batch: Pictures at a time.
+        steps: Passes of the model per picture.
+        repeats: Timed runs after one to warm up; the median counts.
+        device: auto (a CUDA GPU if there is one, else the CPU), cpu, cuda, cuda:1, mps.
+        precision: Of the arithmetic.
+        out: File for the JSON rows.
+        overwrite: Replace it.
+        json: Print JSON.
+    """
+
+    methods: str = "transformer,mamba-xattn,attn-xz,mamba2-xattn"
+    preset: str = "study"
+    lengths: str = "64,256,1024"
+    batch: int = 4
+    steps: int = 8
+    repeats: int = 3
+    device: str = "auto"
+    precision: Literal["no", "bf16"] = "no"
+    out: Path | None = None
+    overwrite: bool = False
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse numbers below 1."""
+        at_least_one(self, "batch", "steps", "repeats")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOptions:
+    """Options of `muse-mamba study`.
+
+    Attributes:
+        out: Folder of the study; every run has a folder in it.
+        data: Packed folder with a tokenizer in it.
+        tokenizer: A tokenizer's model/ folder; that of the data if not given.
+        methods: Names separated by commas, or all.
+        seeds: Numbers separated by commas.
+        steps: Of every run.
+        parallel: Runs side by side on one device.
+        minutes: Start no further run after so many; what is left is done when the command is given again.
+        recipe: Named run whose sizes are used.
+        prompts: Held-out captions that are drawn and judged.
+        report_only: Train nothing; write table, plot and sheet of what is there.
+        extra: Fields for every run, as in "--model.direction causal"; in quotes.
+    """
+
+    out: Path | None = None
+    data: str | None = None
+    tokenizer: Path | None = None
+    methods: str = "all"
+    seeds: str = "0,1"
+    steps: int = 6_000
+    parallel: int = 4
+    minutes: float | None = None
+    recipe: str = "study"
+    prompts: int = 50
+    report_only: bool = False
+    extra: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run."""
+        if self.out is None:
+            raise ValueError("--out is missing; give the folder of the study")
+        at_least_one(self, "steps", "parallel", "prompts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Options of `muse-mamba evaluate`.
+
+    Attributes:
+        data: Packed folder, or folder of pictures with captions, that the pictures are compared with.
+        split: Which of its pictures: those held out, looked at in training, or trained on.
+        model: A run's model/ folder; the shipped model if not given.
+        tokenizer: A tokenizer's model/ folder; the shipped one if not given.
+        tokenizer_only: Measure reconstructions instead of generated pictures.
+        sizes: Sides in pixels for reconstructions, separated by commas.
+        num: Most pictures of the split; 0 for all.
+        per_caption: Pictures drawn of every caption.
+        prompts: Captions among which the judge looks for the right one (R@1, R@5); 0 for no judge.
+        judge: A judge's folder (`muse-mamba train-judge`); the shipped one if not given.
+        steps: Passes of the model per picture.
+        guidance: How much captions count.
+        seed: Of all random choices.
+        text_encoder: Of captions that are not packed.
+        inception: Weights of the Inception network of FID (rFID of reconstructions); without them there is none.
+        lpips: Weights of torchvision's vgg16, for LPIPS of reconstructions; without them there is none.
+        clip: Folder of a CLIP model for the CLIP score; without it there is none.
+        no_features: Leave out everything that needs EfficientNet-Lite0.
+        device: auto (a CUDA GPU if there is one, else the CPU), cpu, cuda, cuda:1, mps.
+        sheet: PNG with originals above reconstructions (one file a size), or with captions, real, drawn and the
+            nearest training pictures.
+        out: File for the JSON; printed if not given.
+        overwrite: Replace files.
+    """
+
+    data: str | None = None
+    split: Literal["held-out", "validation", "train"] = "held-out"
+    model: Path | None = None
+    tokenizer: Path | None = None
+    tokenizer_only: bool = False
+    sizes: str = "64"
+    num: int = 0
+    per_caption: int = 1
+    prompts: int = 50
+    judge: Path | None = None
+    steps: int = 16
+    guidance: float = 3.0
+    seed: int = 0
+    text_encoder: str = "minilm"
+    inception: Path | None = None
+    lpips: Path | None = None
+    clip: Path | None = None
+    no_features: bool = False
+    device: str = "auto"
+    sheet: Path | None = None
+    out: Path | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse numbers without a meaning, and files that exist."""
+        at_least_one(self, "steps", "per_caption")
+        for name in ("num", "prompts", "guidance", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name}: must be at least 0, got {getattr(self, name)}")
+        for name in ("out", "sheet"):
+            file = getattr(self, name)
+            if file is not None and file.exists() and not self.overwrite:
+                raise ValueError(f"--{name}: {file} exists; add --overwrite, or choose another file")
+            if file is not None and not file.absolute().parent.is_dir():
+                raise ValueError(f"--{name}: {file.parent} is no folder; make it, or choose another file")
+        for name in ("inception", "lpips"):
+            file = getattr(self, name)
+            if file is not None and not file.is_file():
+                raise ValueError(f"--{name}: must be a file, got {file}; check the path")
