@@ -28,7 +28,7 @@ def run(tensors, impl, dtype=None):
     leaves = {n: (x if dtype is None else x.to(dtype)).detach().requires_grad_() for n, x in tensors.items()}
     y, following = ssd_step(**leaves, dt_softplus=True, impl=impl)
     generator = torch.Generator().manual_seed(5)
-    cotangents = [torch.randn(t.shape, generator=generator).to(tensors["x"].dtype).to(t) for t in (y, following)]
+    cotangents = [torch.randn(t.shape, generator=generator).bfloat16().to(t) for t in (y, following)]
     grads = torch.autograd.grad([y, following], list(leaves.values()), cotangents)
     named = {f"grad of {name}": grad for name, grad in zip(leaves, grads, strict=True)}
     return {"y": y.detach(), "next": following.detach(), **named}
