@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections import defaultdict
 from dataclasses import replace
@@ -183,19 +184,38 @@ def draw(rows: list[dict[str, Any]], folder: Path) -> None:
     from matplotlib import pyplot as plt
 
     lines = summary(rows)
-    for name, label, file in (
-        ("sparsity", "share of zeros", "accuracy-sparsity.svg"),
-        ("latency_ms", "milliseconds a batch", "accuracy-latency.svg"),
+    masked = [line for line in lines if line["sparsity"] > 0 or line["method"] == "dense"]
+    whole = [line for line in lines if line["sparsity"] == 0]  # a mask changes no latency
+    for shown, name, label, file in (
+        (masked, "sparsity", "share of zeros among the weights that may be pruned", "accuracy-sparsity.svg"),
+        (whole, "latency_ms", "milliseconds a batch", "accuracy-latency.svg"),
     ):
-        figure, axes = plt.subplots(figsize=(8, 5))
-        shown = [line for line in lines if name != "sparsity" or line["sparsity"] > 0 or line["method"] == "dense"]
-        for line in shown:
-            axes.errorbar(line[name], line["top1"], yerr=line["top1_std"], fmt="o", capsize=3)
-            axes.annotate(
-                line["method"], (line[name], line["top1"]), fontsize=6, xytext=(3, 3), textcoords="offset points"
+        figure, axes = plt.subplots(figsize=(10, 6))
+        for number, (series, points) in enumerate(_series(shown).items()):
+            points.sort(key=lambda line: line[name])
+            where = [line[name] for line in points]
+            marker, colour = "osD^vPX*"[number // 10 % 8], f"C{number % 10}"
+            axes.errorbar(
+                where,
+                [line["top1"] for line in points],
+                yerr=[line["top1_std"] for line in points],
+                marker=marker,
+                color=colour,
+                capsize=3,
+                linewidth=1,
+                label=series,
             )
         axes.set_xlabel(label)
         axes.set_ylabel("top-1 accuracy, %")
-        figure.tight_layout()
-        figure.savefig(folder / file)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        figure.savefig(folder / file, bbox_inches="tight", metadata={"Date": None})
         plt.close(figure)
+
+
+def _series(lines: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Put methods that differ by the number at their end together."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for line in lines:
+        found[re.sub(r"-\d+$", "", line["method"])].append(line)
+    return dict(found)
