@@ -196,6 +196,34 @@ def test_benchmark_and_export(saved, tmp_path, capsys):
         np.testing.assert_allclose(b.network.state_dict()[name], x, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["tiny", "tiny-v2"])
+def test_onnx_gives_the_same_velocity(saved, tmp_path, preset):
+    import onnxruntime
+    import torch
+    from mamba_diffusion.export import Velocity
+    from mamba_diffusion.info import empty_inputs
+    from mamba_diffusion.weights import load_model
+
+    folder = saved(preset)
+    model = load_model(folder)
+    torch.nn.init.normal_(getattr(model.network, "out", model.network).weight) if preset == "tiny" else None
+    model.save_pretrained(folder)
+    file = tmp_path / "velocity.onnx"
+    sizes = ["--sensors", "12", "--queries", "20"]
+    assert main(["export", folder, "--format", "onnx", "--out", str(file), *sizes]) == 0
+    noisy, given = empty_inputs(model.config, 12, 20, "cpu")
+    program = Velocity(model, given)
+    inputs = (noisy, torch.full((1,), 0.3), *(x for x in given if x is not None))
+    named = {n: x.numpy() for n, x in zip(("noisy", "t", *program.names), inputs, strict=True)}
+    session = onnxruntime.InferenceSession(file)
+    (found,) = session.run(None, {i.name: named[i.name] for i in session.get_inputs()})
+    with torch.no_grad():
+        wanted = program(*inputs)
+    assert float(wanted.abs().max()) > 0.1
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from mamba_diffusion.data import Crops, cell_centres, moments_of, open_source, pyramid, shape_at, time_at
 from mamba_diffusion.fieldset import find_parts, resample
 from mamba_diffusion.recipes import recipe
@@ -175,3 +176,49 @@ def test_parts_are_spread_over_the_fields_and_repeat(tmp_path):
     assert set(parts[0].with_share(0.05, 0).sensors) < set(parts[0].sensors)
     with pytest.raises(ValueError, match="no field of split held-out, there are train"):
         find_parts(str(tmp_path), "sst", **{**ask, "split": "held-out"})
+
+
+def write_sets(folder, sizes, unit="K"):
+    """Write CSV files of scattered points of one smooth field a file."""
+    folder.mkdir(exist_ok=True)
+    for number, size in enumerate(sizes):
+        x, y = np.random.default_rng(number).random((2, size)) * [[8], [4]]
+        rows = [f"{a:.5f},{b:.5f},{280 + number + np.sin(a + b):.5f}" for a, b in zip(x, y, strict=True)]
+        (folder / f"day{number}.csv").write_text("\n".join([f"x,y,temperature [{unit}]", *rows]) + "\n")
+
+
+def test_point_sets_are_trained_on(tmp_path, capsys):
+    """Scattered points of CSV files: sensors and queries of a step come from one file, values in its unit."""
+    from mamba_diffusion.pointsets import PointSets
+
+    write_sets(tmp_path / "days", (90, 60, 75))
+    (tmp_path / "days" / "broken.csv").write_text("x,y,t\n1,2\n")
+    cfg = config(tmp_path / "days", model=dataclasses.replace(recipe("tiny").model, channels=1), sensors=(0.2, 0.4))
+    source, shown, moments = open_source(cfg, verbose=True)
+    assert isinstance(source, PointSets)
+    said = capsys.readouterr().err
+    assert "broken.csv" in said
+    assert "1 of 4 files skipped" in said
+    assert (len(source), source.unit, source.fewest, shown) == (3, "K", 60, [])
+    assert 279 < moments.mean[0] < 283
+    batch = source.__getitems__([0, 1, 2, 3])
+    again = source.__getitems__([0, 1, 2, 3])
+    assert all(torch.equal(batch[name], again[name]) for name in batch)
+    assert 12 <= batch["input_coords"].shape[1] <= 24
+    assert batch["query_coords"].shape[1] == min(60, cfg.queries[0])
+    assert float(batch["input_coords"][..., 0].max()) <= 1
+    assert float(batch["input_coords"][..., 1].max()) <= 0.6  # the longer side becomes 1
+    wide = batch["input_values"] - batch["query_values"].mean((1, 2), keepdim=True)
+    assert float(wide.abs().max()) < 2.5  # of one file
+    write_sets(tmp_path / "days", (90,), unit="degC")
+    with pytest.raises(ValueError, match="is in K, others in degC"):
+        open_source(cfg, verbose=False)
+
+
+def test_run_on_point_sets(tmp_path):
+    from mamba_diffusion.train import main
+
+    write_sets(tmp_path / "days", (90, 60))
+    asked = ["tiny", "--data", str(tmp_path / "days"), "--model.channels", "1", "--steps", "3", "--log_every", "1"]
+    assert main([*asked, "--out", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()

@@ -319,14 +319,15 @@ class ExportOptions:
     """Options of `mamba-diffusion export`.
 
     Attributes:
-        format: half writes config.json and float16 weights, as they ship; torch a program of torch.export.
-        out: Folder, or file for torch.
+        format: half writes config.json and float16 weights, as they ship; torch a program of torch.export, onnx the
+            same as ONNX.
+        out: Folder, or file for torch and onnx.
         sensors: Of the exported program, whose shapes are fixed.
         queries: Likewise.
         overwrite: Replace existing files.
     """
 
-    format: Literal["half", "torch"] = "half"
+    format: Literal["half", "torch", "onnx"] = "half"
     out: Path = Path("export")
     sensors: int = 205
     queries: int = 1024

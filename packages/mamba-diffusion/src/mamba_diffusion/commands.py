@@ -351,20 +351,22 @@ def benchmark_command(options: BenchmarkOptions) -> int:
 def export_command(weights: str | None, options: ExportOptions) -> int:
     """Run `mamba-diffusion export`."""
     from .device import check_free
-    from .export import export_half, export_program
+    from .export import export_half, export_onnx, export_program
     from .weights import load_model
 
     if weights is None:
         raise ValueError("no weights given; name a run, its model/ folder or shipped weights")
     files = [options.out / n for n in ("config.json", "model.safetensors")]
-    target = options.out if options.out.suffix else options.out / "velocity.pt2"
+    suffix = "onnx" if options.format == "onnx" else "pt2"
+    target = options.out if options.out.suffix else options.out / f"velocity.{suffix}"
     check_free(files if options.format == "half" else [target], overwrite=options.overwrite)
     model = load_model(weights)
     if options.format == "half":
         written = export_half(model, options.out)
         print(", ".join(f"{f} ({f.stat().st_size / 1e6:.2f} MB)" for f in written))
         return 0
-    names = export_program(model, options.sensors, options.queries, target)
+    write = export_onnx if options.format == "onnx" else export_program
+    names = write(model, options.sensors, options.queries, target)
     print(f"{target}: inputs {', '.join(names)}")
     return 0
 

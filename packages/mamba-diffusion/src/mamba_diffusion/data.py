@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -26,9 +26,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from .embedded import halve
 from .process import Moments, noise_numbers
 from .recipes import TrainConfig
-from .sources import Field, find_fields
+from .sources import Field, find_fields, point_files
+
+if TYPE_CHECKING:
+    from .pointsets import PointSets
 
 Batch = dict[str, Tensor]
+Source: TypeAlias = "Crops | PointSets"
 
 PLACE, SHUFFLE, SHAPE, TIME = 1, 2, 3, 4  # names of the random streams beside the seed
 AHEAD = 4  # batches that every worker prepares in advance
@@ -110,7 +114,7 @@ class Crops(Dataset[Batch]):
     def place(self, number: int) -> tuple[int, NDArray[np.int64], np.random.Generator]:
         """Return which array, the first corner of a cell, and the random numbers that are left for the rest."""
         epoch, position = divmod(number, len(self.cells))
-        cell = self.cells[_order(self.cfg.seed, epoch, len(self.cells))[position]]
+        cell = self.cells[in_order(self.cfg.seed, epoch, len(self.cells))[position]]
         return int(cell[0]), cell[1:], np.random.default_rng((self.cfg.seed, PLACE, number))
 
     def crop(self, number: int, side: int) -> tuple[NDArray[np.float32], np.random.Generator]:
@@ -155,7 +159,8 @@ class Crops(Dataset[Batch]):
 
 
 @lru_cache(maxsize=2)
-def _order(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
+def in_order(seed: int, epoch: int, length: int) -> NDArray[np.int64]:
+    """Return the random order in which an epoch visits `length` fields or parts."""
     return np.random.default_rng((seed, SHUFFLE, epoch)).permutation(length)
 
 
@@ -241,8 +246,10 @@ class Steps(Sampler[list[int]]):
         return (self.cfg.steps - self.start) * self.cfg.micro_steps
 
 
-def open_source(cfg: TrainConfig, *, verbose: bool) -> tuple[Crops, list[Field], Moments]:
-    """Return the crops of a run, its validation fields, and the mean and deviation of what is trained on.
+def open_source(cfg: TrainConfig, *, verbose: bool) -> tuple[Source, list[Field], Moments]:
+    """Return what a run draws its fields from, its validation fields, and the mean and deviation of the training data.
+
+    Point sets have no validation fields: no field is known everywhere.
 
     Args:
         cfg: The run.
@@ -251,6 +258,14 @@ def open_source(cfg: TrainConfig, *, verbose: bool) -> tuple[Crops, list[Field],
     Raises:
         ValueError: There is nothing to train on; the message says what was looked for.
     """
+    files = point_files(cfg.data) if cfg.data is not None else []
+    if files:
+        from .pointsets import PointSets
+
+        sets = PointSets(files, cfg, verbose=verbose)
+        if verbose:
+            print(f"{len(sets)} point sets of at least {sets.fewest} points", file=sys.stderr)
+        return sets, [], sets.moments
     fields = find_fields(cfg.data, cfg.subject, verbose=verbose)
     train = [f for f in fields if f.split == "train"]
     check_fields(train, cfg)
@@ -283,18 +298,18 @@ def check_fields(fields: Sequence[Field], cfg: TrainConfig) -> None:
             )
 
 
-def loader(cfg: TrainConfig, crops: Crops, start: int, rank: int, *, pin: bool) -> DataLoader[Batch]:
+def loader(cfg: TrainConfig, source: Source, start: int, rank: int, *, pin: bool) -> DataLoader[Batch]:
     """Return the micro-batches of one process from step `start` on.
 
     Args:
         cfg: The run.
-        crops: Where they come from.
+        source: Where they come from.
         start: First step.
         rank: Of this process.
         pin: Put batches into page-locked memory, which makes copies to a GPU asynchronous.
     """
     return DataLoader(
-        crops,
+        source,
         batch_sampler=Steps(cfg, start, rank),
         collate_fn=_already_a_batch,
         num_workers=cfg.workers,

@@ -1,4 +1,4 @@
-"""A model as a file for elsewhere: float16 weights as they ship, or a program of torch.export."""
+"""A model as a file for elsewhere: float16 weights as they ship, a program of torch.export, or ONNX."""
 
 from __future__ import annotations
 
@@ -44,10 +44,37 @@ def export_program(model: SparseField, sensors: int, queries: int, path: Path) -
     Returns:
         The names of its inputs, in order: noisy (1, Nq, C), t (1,), then those of `Condition`.
     """
-    noisy, given = empty_inputs(model.config, sensors, queries, "cpu")
-    program = Velocity(model.cpu().eval(), given)
-    tensors = [x for x in given if x is not None]
+    program, inputs = _program(model, sensors, queries)
     with torch.no_grad():
-        exported = torch.export.export(program, (noisy, torch.zeros(1), *tensors))
+        exported = torch.export.export(program, inputs)
     torch.export.save(exported, path)
     return ["noisy", "t", *program.names]
+
+
+def export_onnx(model: SparseField, sensors: int, queries: int, path: Path) -> list[str]:
+    """Write the velocity of one field with fixed numbers of points as ONNX; the scans become Scan nodes.
+
+    Returns:
+        The names of its inputs, as of `export_program`; the output is "velocity".
+
+    Raises:
+        ValueError: onnx or onnxscript is not installed.
+    """
+    from ssm_kernels.onnx import export
+
+    program, inputs = _program(model, sensors, queries)
+    names = ["noisy", "t", *program.names]
+    half = path.with_name(f"{path.stem}.tmp{path.suffix}")
+    try:
+        export(program, inputs, half, input_names=names, output_names=["velocity"])
+    except ImportError as error:
+        raise ValueError("--format onnx needs onnx and onnxscript; pip install 'mamba-diffusion[onnx]'") from error
+    half.replace(path)
+    return names
+
+
+def _program(model: SparseField, sensors: int, queries: int) -> tuple[Velocity, tuple[Tensor, ...]]:
+    """Return the velocity as a function of tensors and inputs of the right shapes."""
+    noisy, given = empty_inputs(model.config, sensors, queries, "cpu")
+    program = Velocity(model.cpu(), given).eval()
+    return program, (noisy, torch.zeros(1), *(x for x in given if x is not None))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from .checkpoint import Progress, check_folder, check_space, open_folder, resume
-from .data import Crops, open_source
+from .data import Source, open_source
 from .fieldset import Part
 from .guard import FiniteGuard
 from .model import SparseField
@@ -53,7 +53,7 @@ class Run:
     followed: list[Tensor]
     optimizer: torch.optim.Optimizer
     guard: FiniteGuard
-    source: Crops
+    source: Source
     shown: list[Part]
     progress: Progress
 

@@ -24,6 +24,7 @@ Split = Literal["train", "validation", "held-out"]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
 FIELD_SUFFIXES = frozenset({".npz", ".nc", ".cdf"})
+KNOWN = IMAGE_SUFFIXES | FIELD_SUFFIXES | {".parquet"}
 MANIFEST = "manifest.json"
 KELVIN = 273.15
 
@@ -75,20 +76,28 @@ def find_fields(data: str | None, subject: Subject, *, verbose: bool = False) ->
     return in_path(path, verbose=verbose)
 
 
+def point_files(data: str) -> list[Path]:
+    """Return the .csv files that `data` names, or a folder holds that has no fields on grids; often none."""
+    path = Path(data)
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else []
+    if any(f.suffix.lower() in KNOWN or f.name == MANIFEST for f in files):
+        return []
+    return [f for f in files if f.suffix.lower() == ".csv"]
+
+
 def in_path(path: Path, *, verbose: bool) -> list[Field]:
-    """Read a file, or the files of a folder and of the folders in it; every tenth of them is for validation.
+    """Read a file, or the files of a folder and of the folders in it, all of them to train on.
 
     A file that cannot be read is named on stderr, skipped and counted.
 
     Raises:
         ValueError: No such path, no files, or not one can be read.
     """
-    wanted = ", ".join(sorted(IMAGE_SUFFIXES | FIELD_SUFFIXES | {".parquet"}))
+    wanted = ", ".join(sorted(KNOWN | {".csv"}))
     if not path.exists():
         raise ValueError(f"data: {path} is not there; give a file or folder ({wanted}), or a packed folder")
-    known = IMAGE_SUFFIXES | FIELD_SUFFIXES | {".parquet"}
     files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
-    files = [f for f in files if f.suffix.lower() in known]
+    files = [f for f in files if f.suffix.lower() in KNOWN]
     if not files:
         raise ValueError(f"data: {path} holds no field; looked for {wanted} in it and in the folders below")
     fields, skipped = [], []
