@@ -11,6 +11,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+from hybrid_sr.files import plan
 from hybrid_sr.images import Picture, check_writable, picture_files, read_picture, write_picture
 from PIL import Image, ImageCms
 
@@ -294,6 +295,8 @@ def test_animations_say_how_to_extract_their_frames(tmp_path, name):
     subprocess.run([sys.executable, *shlex.split(command)], check=True)
     found = picture_files(file.with_name(f"{file.stem}_frames"))
     assert [path.name for path in found] == ["00000.png", "00001.png", "00002.png"]
+    jobs = plan([found[0].parent], scale=2)  # a folder of frames is a folder
+    assert [job.target.name for job in jobs] == ["00000_x2.png", "00001_x2.png", "00002_x2.png"]
     if name.endswith(("tiff", "png")):  # the others are lossy or have few colours
         for path, frame in zip(found, frames, strict=True):
             np.testing.assert_array_equal(read_picture(path).pixels[..., :3], np.asarray(frame))
