@@ -51,3 +51,28 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     TokenModel(model_preset("tiny")).save_pretrained(folder / "model")
     VQTokenizer(tokenizer_preset("tiny")).save_pretrained(folder / "tokenizer")
     return folder / "model", folder / "tokenizer"
+
+
+@pytest.fixture(scope="session")
+def packed(
+    pictures: Path, byte_encoder: Path, weights: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A packed folder with a tokenizer in it: one picture held out, one for validation, two to learn from."""
+    from muse_mamba.packed import pack
+
+    out = tmp_path_factory.mktemp("packed") / "p"
+    summary = pack(
+        out,
+        data=str(pictures),
+        size=32,
+        root=Path("/"),
+        encoder=str(byte_encoder),
+        length=6,
+        tokenizer=weights[1],
+        perceptual=False,
+    )
+    assert (summary["pictures"], summary["captions"]) == (4, 8)
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["rows"][0]["split"], manifest["rows"][1]["split"] = "held-out", "validation"
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    return out

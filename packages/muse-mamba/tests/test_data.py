@@ -135,29 +135,6 @@ def test_captions_as_vectors_survive_the_cache(byte_encoder, tmp_path):
         TextCache.load(tmp_path / "text.safetensors")
 
 
-@pytest.fixture(scope="module")
-def packed(pictures, byte_encoder, weights, tmp_path_factory):
-    """A packed folder with a tokenizer in it; a concept of its own is held out."""
-    out = tmp_path_factory.mktemp("packed") / "p"
-    from pathlib import Path
-
-    summary = pack(
-        out,
-        data=str(pictures),
-        size=32,
-        root=Path("/"),
-        encoder=str(byte_encoder),
-        length=6,
-        tokenizer=weights[1],
-        perceptual=False,
-    )
-    assert (summary["pictures"], summary["captions"]) == (4, 8)
-    manifest = json.loads((out / "manifest.json").read_text())
-    manifest["rows"][0]["split"], manifest["rows"][1]["split"] = "held-out", "validation"
-    (out / "manifest.json").write_text(json.dumps(manifest))
-    return out
-
-
 def test_packed_folder_is_lossless(packed, pictures):
     from PIL import Image
 

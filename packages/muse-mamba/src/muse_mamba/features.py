@@ -6,6 +6,7 @@ computed only with the Inception weights that define it, known by their hash.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,9 @@ def feature_distances(real: NDArray[np.uint8], made: NDArray[np.uint8], device: 
     network = EffNetPooled().to(device)
     subset = min(KID_SIZE, len(real), len(made))
     frechet = FrechetInceptionDistance(feature=network, input_img_size=(3, SIDE, SIDE)).to(device)
-    kernel = KernelInceptionDistance(feature=network, subsets=KID_SUBSETS, subset_size=subset).to(device)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*save all extracted features")  # a few MB here
+        kernel = KernelInceptionDistance(feature=network, subsets=KID_SUBSETS, subset_size=subset).to(device)
     for pictures, is_real in ((real, True), (made, False)):
         for first in range(0, len(pictures), BATCH):
             part = to_batch(pictures[first : first + BATCH], device)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .arguments_measure import JudgeOptions
+from .data import square
 from .devices import pick_device
 from .judge import Judge, JudgeConfig, caption_features, picture_features, recall
 from .packed import Pictured, is_packed, load_packed, read_all
@@ -73,7 +74,7 @@ def train_judge(
     concepts = sorted({p.concept for p in pictures})
     order = np.random.default_rng(SEED).permutation(len(concepts))
     aside = {concepts[i] for i in order[: min(CHECKED, len(concepts) // 5)]}
-    features = picture_features(np.stack([p.pixels for p in pictures]), device)
+    features = picture_features(np.stack([square(p.pixels, SIZE) for p in pictures]), device)
     encoder = TextEncoder(options.text_encoder, length=32, device=device)
     cache = TextCache.encode(encoder, [c for p in pictures for c in p.captions])
     first = caption_features(cache, [p.captions[0] for p in pictures])
