@@ -153,13 +153,14 @@ def open_rows(data: str, seed: int) -> tuple[str, Any]:
     """
     try:
         import datasets
+        from datasets import config as settings
     except ModuleNotFoundError as error:
         raise ValueError(
             f"data: {data} is no folder with images, and reading it as a data set needs a library; "
             "pip install 'hybrid-sr[streaming]'"
         ) from error
-    if datasets.config.PYARROW_VERSION.major > ARROW_THAT_HANGS:
-        datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # else five seconds at the end of every epoch
+    if settings.PYARROW_VERSION.major > ARROW_THAT_HANGS:
+        settings.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # else five seconds at the end of every epoch
     broken = datasets.exceptions.DatasetsError  # pyright: ignore[reportAttributeAccessIssue]  # its __init__ imports it
     try:
         rows = datasets.load_dataset(*_request(data), split="train", streaming=True)

@@ -1,0 +1,191 @@
+"""Samples a second of the four trainers with one process and with two.
+
+    python3 tools/two_gpus.py --data DIR --tokenizer DIR --out FILE.json
+
+Every trainer has a pair of GPUs to itself, so eight are used. Each runs its shipping recipe at the recipe's
+micro-batch through `accelerate launch`, first on one GPU, then on both; the rate is what arrives in metrics.jsonl by
+the wall clock, the loader included, over a minute after warming up. All start their second part together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+WARM = 15.0  # seconds after the first row
+SPAN = 60.0  # seconds measured
+LIMIT = 185.0  # seconds for one part, start included
+EVERY = 20  # steps between rows
+NEVER = "1000000"
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """One of the four: module, recipe, its micro-batch, and where its data lie below --data."""
+
+    module: str
+    preset: str
+    micro_batch: int
+    data: str
+    more: tuple[str, ...] = ()
+
+
+@dataclass
+class Session:
+    """What all parts share: where to write, the rows so far, and the meeting point between the parts."""
+
+    data: Path
+    out: Path
+    meeting: threading.Barrier
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+def trainers(tokenizer: Path) -> dict[str, Trainer]:
+    """Return the four trainers by package."""
+    kept = Path(tempfile.mkdtemp(prefix="tokens-"))
+    tokens = ("--tokenizer", str(tokenizer), "--token_cache", str(kept), "--variants", "4", "--validation", "none")
+    return {
+        "hybrid-sr": Trainer("hybrid_sr.train", "ship", 32, "sr", ("--validation", "none")),
+        "muse-mamba": Trainer("muse_mamba.train", "ship", 128, "muse", tokens),
+        "mamba-diffusion": Trainer("mamba_diffusion.train", "ship-rgb", 64, "diff"),
+        "vim-compress": Trainer("vim_compress.train", "emoji", 512, "vim/emoji.npz"),
+    }
+
+
+def main() -> int:
+    """Measure and print one line a part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with sr/, muse/, diff/ and vim/emoji.npz")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="model/ of a tokenizer run, for muse-mamba")
+    parser.add_argument("--out", type=Path, required=True, help="JSON, written after every part")
+    asked = parser.parse_args()
+    known = trainers(asked.tokenizer)
+    session = Session(asked.data, asked.out, threading.Barrier(len(known)))
+    parts = [
+        threading.Thread(target=both_parts, args=(session, name, trainer, 2 * place))
+        for place, (name, trainer) in enumerate(known.items())
+    ]
+    for part in parts:
+        part.start()
+    for part in parts:
+        part.join()
+    for row in session.rows:
+        print(
+            row["trainer"], row["processes"], row.get("samples_per_s"), row.get("scaling"), row.get("failed", "")[-300:]
+        )
+    return int(any("failed" in row for row in session.rows))
+
+
+def both_parts(session: Session, name: str, trainer: Trainer, gpu: int) -> None:
+    """Measure one trainer on one GPU, then on two."""
+    for processes in (1, 2):
+        row = {"trainer": name, "preset": trainer.preset, "processes": processes, "micro_batch": trainer.micro_batch}
+        try:
+            row |= measure(session, name, trainer, processes, gpu)
+        except OSError as error:
+            row["failed"] = str(error)
+        with session.lock:
+            session.rows.append(row)
+            write(session)
+        session.meeting.wait()
+
+
+def measure(session: Session, name: str, trainer: Trainer, processes: int, gpu: int) -> dict[str, Any]:
+    """Run one part and return its figures."""
+    run = Path(tempfile.mkdtemp(prefix=f"{name}-")) / "run"
+    log = session.out.with_name(f"{name}-{processes}.log")
+    gpus = ",".join(str(gpu + i) for i in range(processes))
+    begun = time.monotonic()
+    with log.open("w") as file:
+        child = subprocess.Popen(
+            command(session, trainer, processes, run, 29_600 + 10 * gpu + processes),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": gpus},
+        )
+        try:
+            marks = watch(child, run / "metrics.jsonl", begun)
+        finally:
+            end(child)
+    kept = [mark for mark in marks if mark[0] - marks[0][0] >= WARM]
+    found: dict[str, Any] = {"gpus": gpus, "first_row_s": round(marks[0][0] - begun, 1) if marks else None}
+    if len(kept) < 3:
+        return {**found, "failed": log.read_text()[-1500:]}
+    seconds, steps = kept[-1][0] - kept[0][0], kept[-1][1] - kept[0][1]
+    rate = steps * trainer.micro_batch * processes / seconds
+    return {**found, "seconds": round(seconds, 2), "steps": steps, "samples_per_s": rate, "peak_bytes": kept[-1][2]}
+
+
+def command(session: Session, trainer: Trainer, processes: int, run: Path, port: int) -> list[str]:
+    """Return the command line of one part."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--dynamo_backend", "no"]
+    launch += ["--num_processes", str(processes), "--mixed_precision", "no", "--main_process_port", str(port)]
+    launch += ["--multi_gpu"] if processes > 1 else []
+    batch = ["--micro_batch", str(trainer.micro_batch), "--global_batch", str(trainer.micro_batch * processes)]
+    rows = ["--log_every", str(EVERY), "--save_every", NEVER, "--sample_every", NEVER]
+    data = ["--data", str(session.data / trainer.data), "--out", str(run), "--processes", str(processes)]
+    return [*launch, "-m", trainer.module, trainer.preset, *data, *batch, *rows, *trainer.more]
+
+
+def watch(child: subprocess.Popen[bytes], metrics: Path, begun: float) -> list[tuple[float, int, int]]:
+    """Return when which step and peak memory appeared in a run's rows, until enough are there or the run ends."""
+    marks: list[tuple[float, int, int]] = []
+    seen = 0
+    while time.monotonic() - begun < LIMIT and child.poll() is None:
+        rows = [line for line in metrics.read_text().splitlines() if line.endswith("}")] if metrics.is_file() else []
+        if len(rows) > seen:
+            seen = len(rows)
+            row = json.loads(rows[-1])
+            marks.append((time.monotonic(), row["step"], row["peak_bytes"]))
+        if marks and marks[-1][0] - marks[0][0] > WARM + SPAN:
+            break
+        time.sleep(0.02)
+    return marks
+
+
+def end(child: subprocess.Popen[bytes]) -> None:
+    """Stop a run and whatever it started."""
+    for number, seconds in ((signal.SIGTERM, 8), (signal.SIGKILL, 5)):
+        try:
+            os.killpg(child.pid, number)
+            child.wait(seconds)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+
+
+def write(session: Session) -> None:
+    """Write the rows so far, each second part with its rate over the first's."""
+    alone = {row["trainer"]: row for row in session.rows if row["processes"] == 1}
+    for row in session.rows:
+        base = alone.get(row["trainer"], {})
+        if row["processes"] == 2 and "samples_per_s" in row and "samples_per_s" in base:
+            row["scaling"] = row["samples_per_s"] / base["samples_per_s"]
+    settings = {"warm_up_s": WARM, "measured_s": SPAN, "log_every": EVERY}
+    text = json.dumps({"rows": session.rows, "settings": settings, "environment": environment()}, indent=1)
+    session.out.write_text(text + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """Return what the figures depend on; torch is asked in a process of its own, which leaves no GPU in use."""
+    code = (
+        "import json, os, torch; print(json.dumps({'GPU': torch.cuda.get_device_name(0), "
+        "'GPUs': torch.cuda.device_count(), 'torch': torch.__version__, 'cpus': os.cpu_count()}))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout
+    return json.loads(answer) if answer else {}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
