@@ -222,3 +222,43 @@ def test_run_on_point_sets(tmp_path):
     asked = ["tiny", "--data", str(tmp_path / "days"), "--model.channels", "1", "--steps", "3", "--log_every", "1"]
     assert main([*asked, "--out", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def write_shard(folder, count):
+    """Write a WebDataset shard of PNG pictures, the third of which is broken."""
+    import io
+    import tarfile
+
+    from PIL import Image
+
+    folder.mkdir()
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        for number in range(count):
+            buffer = io.BytesIO()
+            pixels = np.random.default_rng(number).integers(0, 255, (24, 20, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(buffer, format="PNG")
+            data = b"no picture" if number == 2 else buffer.getvalue()
+            entry = tarfile.TarInfo(f"{number:03d}.png")
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+
+
+def test_stream_of_shards_goes_on_where_it_was(tmp_path, capfd):
+    """Squares of pictures out of shards; a later start gives the same later batches; a broken row is named."""
+    from mamba_diffusion.data import loader
+    from mamba_diffusion.stream import Stream
+
+    write_shard(tmp_path / "shards", 7)
+    cfg = config(tmp_path / "shards", steps=4)
+    source, shown, moments = open_source(cfg, verbose=False)
+    assert isinstance(source, Stream)
+    assert shown == []
+    assert moments.mean.shape == (3,)
+    whole = list(loader(cfg, source, 0, 0, pin=False))
+    assert len(whole) == 4
+    assert whole[0]["input_values"].shape[::2] == (4, 3)
+    late = list(loader(cfg, source, 2, 0, pin=False))
+    assert all(torch.equal(late[n][k], whole[2 + n][k]) for n in range(2) for k in late[n])
+    assert "skipped row" in capfd.readouterr().err
+    with pytest.raises(ValueError, match="stream of pictures, 2 axes and 3 channels"):
+        open_source(dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, channels=1)), verbose=False)

@@ -21,18 +21,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from .embedded import halve
 from .process import Moments, noise_numbers
 from .recipes import TrainConfig
-from .sources import Field, find_fields, point_files
+from .sources import Field, find_fields, is_stream, point_files
 
 if TYPE_CHECKING:
     from .pointsets import PointSets
+    from .stream import Stream
 
 Batch = dict[str, Tensor]
-Source: TypeAlias = "Crops | PointSets"
+Source: TypeAlias = "Crops | PointSets | Stream"
 
 PLACE, SHUFFLE, SHAPE, TIME = 1, 2, 3, 4  # names of the random streams beside the seed
 AHEAD = 4  # batches that every worker prepares in advance
@@ -135,27 +136,39 @@ class Crops(Dataset[Batch]):
         cfg = self.cfg
         shape = shape_at(numbers[0] // cfg.global_batch, cfg)
         grid = cell_centres((shape.side,) * self.dims)
-        rows = [self._row(number, shape, grid) for number in numbers]
-        batch = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
-        return batch | {"anchors": torch.tensor([shape.anchors])}
-
-    def _row(self, number: int, shape: Shape, grid: NDArray[np.float32]) -> dict[str, NDArray]:
-        field, rng = self.crop(number, shape.side)
-        values = field.reshape(-1, field.shape[-1])
-        valid = np.flatnonzero(np.isfinite(values).all(-1))
-        sensors = rng.permutation(valid)[: shape.sensors]
-        if len(sensors) < shape.sensors:  # a part moved over more land than its cell has
-            sensors = rng.choice(valid if len(valid) else [0], shape.sensors)
-        queries = rng.choice(valid if len(valid) else [0], shape.queries, replace=len(valid) < shape.queries)
-        values = np.nan_to_num(values)
-        row = {"input_coords": grid[sensors], "input_values": values[sensors]}
-        row |= {"query_coords": grid[queries], "query_values": values[queries]}
-        noise = noise_numbers(rng, self.cfg.model, shape.queries)
-        return row | {"t": time_at(number, self.cfg), **noise}
+        rows = [point_row(*self.crop(number, shape.side), number, shape, grid, cfg) for number in numbers]
+        return collect(rows, shape)
 
     def names(self, numbers: Iterable[int]) -> list[str]:
         """Return which fields the crops come from, each once, in order."""
         return list(dict.fromkeys(self.names_[self.place(number)[0]] for number in numbers))
+
+
+def point_row(
+    field: NDArray[np.float32],
+    rng: np.random.Generator,
+    number: int,
+    shape: Shape,
+    grid: NDArray[np.float32],
+    cfg: TrainConfig,
+) -> dict[str, NDArray]:
+    """Return the row of a batch that field `number` makes: its sensors, queries, time and noise."""
+    values = field.reshape(-1, field.shape[-1])
+    valid = np.flatnonzero(np.isfinite(values).all(-1))
+    sensors = rng.permutation(valid)[: shape.sensors]
+    if len(sensors) < shape.sensors:  # a part moved over more land than its cell has
+        sensors = rng.choice(valid if len(valid) else [0], shape.sensors)
+    queries = rng.choice(valid if len(valid) else [0], shape.queries, replace=len(valid) < shape.queries)
+    values = np.nan_to_num(values)
+    row = {"input_coords": grid[sensors], "input_values": values[sensors]}
+    row |= {"query_coords": grid[queries], "query_values": values[queries]}
+    return row | {"t": time_at(number, cfg), **noise_numbers(rng, cfg.model, shape.queries)}
+
+
+def collect(rows: Sequence[dict[str, NDArray]], shape: Shape) -> Batch:
+    """Put rows together to a batch."""
+    batch = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+    return batch | {"anchors": torch.tensor([shape.anchors])}
 
 
 @lru_cache(maxsize=2)
@@ -249,7 +262,7 @@ class Steps(Sampler[list[int]]):
 def open_source(cfg: TrainConfig, *, verbose: bool) -> tuple[Source, list[Field], Moments]:
     """Return what a run draws its fields from, its validation fields, and the mean and deviation of the training data.
 
-    Point sets have no validation fields: no field is known everywhere.
+    Point sets and streams have no validation fields: no field is known everywhere, or none is kept.
 
     Args:
         cfg: The run.
@@ -266,6 +279,11 @@ def open_source(cfg: TrainConfig, *, verbose: bool) -> tuple[Source, list[Field]
         if verbose:
             print(f"{len(sets)} point sets of at least {sets.fewest} points", file=sys.stderr)
         return sets, [], sets.moments
+    if cfg.data is not None and is_stream(cfg.data):
+        from .stream import Stream
+
+        stream = Stream(cfg)
+        return stream, [], stream.moments
     fields = find_fields(cfg.data, cfg.subject, verbose=verbose)
     train = [f for f in fields if f.split == "train"]
     check_fields(train, cfg)
@@ -308,6 +326,18 @@ def loader(cfg: TrainConfig, source: Source, start: int, rank: int, *, pin: bool
         rank: Of this process.
         pin: Put batches into page-locked memory, which makes copies to a GPU asynchronous.
     """
+    if isinstance(source, IterableDataset):
+        source.start, source.rank = start, rank
+        # always one reader: `datasets` orders rows by another rule in the main process, and several would mix them
+        return DataLoader(
+            source,
+            batch_size=None,
+            num_workers=1,
+            pin_memory=pin,
+            generator=torch.Generator(),
+            prefetch_factor=AHEAD,
+            worker_init_fn=_only_one_thread,
+        )
     return DataLoader(
         source,
         batch_sampler=Steps(cfg, start, rank),

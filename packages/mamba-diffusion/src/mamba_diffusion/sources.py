@@ -25,6 +25,7 @@ Split = Literal["train", "validation", "held-out"]
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
 FIELD_SUFFIXES = frozenset({".npz", ".nc", ".cdf"})
 KNOWN = IMAGE_SUFFIXES | FIELD_SUFFIXES | {".parquet"}
+LARGEST_PARQUET = 10**9  # bytes
 MANIFEST = "manifest.json"
 KELVIN = 273.15
 
@@ -83,6 +84,22 @@ def point_files(data: str) -> list[Path]:
     if any(f.suffix.lower() in KNOWN or f.name == MANIFEST for f in files):
         return []
     return [f for f in files if f.suffix.lower() == ".csv"]
+
+
+def is_stream(data: str) -> bool:
+    """Whether `data` is read row by row through `datasets`: shards, many parquet files, or a data set's name.
+
+    A name is what does not look like a path: no such file or folder, one slash, no leading dot, ~ or slash. Parquet
+    files of less than 10^9 bytes together are read whole.
+    """
+    path = Path(data)
+    if not path.exists():
+        return not data.startswith((".", "/", "~")) and not data.endswith("/") and data.count("/") == 1
+    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
+    suffixes = {f.suffix.lower() for f in files}
+    if (path / MANIFEST).is_file() or suffixes & (IMAGE_SUFFIXES | FIELD_SUFFIXES):
+        return False
+    return ".tar" in suffixes or sum(f.stat().st_size for f in files if f.suffix == ".parquet") > LARGEST_PARQUET
 
 
 def in_path(path: Path, *, verbose: bool) -> list[Field]:
