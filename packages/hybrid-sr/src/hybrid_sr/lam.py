@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -160,9 +159,12 @@ def _path(sharp: NDArray[np.float64], fold: int) -> Iterator[tuple[NDArray[np.fl
 def _blur(image: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
     reach = np.arange(KERNEL) - KERNEL // 2
     line = np.exp(-0.5 * (reach / (sigma + 1e-5)) ** 2)
-    kernel = np.outer(line, line)
-    blurred = cv2.filter2D(image, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT_101)
-    return blurred.astype(np.float64, copy=False)
+    line /= line.sum()
+    rows, columns = image.shape[:2]
+    around = KERNEL // 2
+    padded = np.pad(image, ((around, around), (around, around), (0, 0)), mode="reflect")  # without the edge itself
+    down = np.sum([weight * padded[i : i + rows] for i, weight in enumerate(line)], axis=0)
+    return np.sum([weight * down[:, i : i + columns] for i, weight in enumerate(line)], axis=0)
 
 
 def _channels_first(image: NDArray[np.float64]) -> NDArray[np.float64]:

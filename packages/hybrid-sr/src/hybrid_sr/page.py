@@ -19,7 +19,7 @@ LONGEST_WEBP = 16_383  # pixels a side
 COLOURS = ("#2a6fb0", "#c05a1c", "#2f8f4e", "#8a4fae")
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #223 }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem; color: #223 }
 h1 { font-size: 1.5rem } h2 { font-size: 1.2rem; margin-top: 2.5rem } code { background: #eef; padding: 0 .2rem }
 table { border-collapse: collapse; margin: 1rem 0 }
 td, th { padding: .2rem .8rem; text-align: right; border-bottom: 1px solid #dde }
@@ -27,7 +27,7 @@ td:first-child, th:first-child { text-align: left }
 figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top } figcaption { color: #556 }
 .zoom img { image-rendering: pixelated; border: 1px solid #ccd; display: block }
 .compare { position: relative; display: block; max-width: 100%; overflow: hidden; cursor: ew-resize; touch-action: none;
-  user-select: none; --at: 50% }
+  user-select: none; margin-bottom: 1rem; --at: 50% }
 .compare img { display: block; width: 100%; height: auto; pointer-events: none }
 .compare .after { position: absolute; inset: 0; clip-path: inset(0 0 0 var(--at)) }
 .compare .bar { position: absolute; top: 0; bottom: 0; left: var(--at); width: 2px; margin-left: -1px; background: #fff;
@@ -102,14 +102,16 @@ def zoomed(parts: Mapping[str, NDArray[np.uint8]], side: int) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a table; numbers with a fraction are rounded to four digits after the point."""
+    """Return a table; numbers with a fraction are rounded to four digits after the point, small ones to three."""
     lines = ["".join(f"<th>{html.escape(name)}</th>" for name in head)] if head else []
     lines += ["".join(f"<td>{html.escape(_cell(value))}</td>" for value in row) for row in rows]
     return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def _cell(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, float):
+        return f"{value:.4f}" if value == 0 or abs(value) >= 0.01 else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def curves(lines: Mapping[str, Sequence[tuple[float, float]]], *, logarithmic: bool = False) -> str:
