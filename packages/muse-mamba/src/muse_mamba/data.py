@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from .packed import Pictured, is_packed, load_packed, read_all
 from .rows import is_rows, read_rows
@@ -50,12 +50,17 @@ def check_source(data: str | None) -> None:
     Raises:
         ValueError: It says what was looked for.
     """
-    if not is_packed(data) and not (data is not None and is_rows(data)):
+    if not is_packed(data) and not is_streamed(data):
         find_pictures(data)
 
 
+def is_streamed(data: str | None) -> bool:
+    """Whether `data` is read row by row: shards, or the name of a data set."""
+    return data is not None and not is_packed(data) and is_rows(data)
+
+
 def open_collection(data: str | None, *, size: int | None, captioned: bool, verbose: bool) -> Collection:
-    """Read all pictures of a source into memory.
+    """Read all pictures of a source into memory; training streams those of shards instead (stream.py).
 
     Args:
         data: As `RunConfig.data`.
@@ -70,7 +75,7 @@ def open_collection(data: str | None, *, size: int | None, captioned: bool, verb
     if is_packed(data):
         assert data is not None
         pictures, cache = load_packed(Path(data))
-    elif data is not None and is_rows(data):
+    elif data is not None and is_streamed(data):
         pictures = read_rows(data, verbose=verbose)
     else:
         sources = find_pictures(data)
@@ -212,6 +217,18 @@ def loader(cfg: RunConfig, data: Dataset[Batch], start: int, rank: int, *, pin: 
         rank: Of this process.
         pin: Put batches into page-locked memory, which makes copies to a GPU asynchronous.
     """
+    if isinstance(data, IterableDataset):
+        data.start = start  # pyright: ignore[reportAttributeAccessIssue]  # stream.py's
+        # always one reader: `datasets` orders rows by another rule in the main process, and several would mix them
+        return DataLoader(
+            data,
+            batch_size=None,
+            num_workers=1,
+            pin_memory=pin,
+            generator=torch.Generator(),
+            prefetch_factor=AHEAD,
+            worker_init_fn=_leave_signals_to_main,
+        )
     return DataLoader(
         data,
         batch_sampler=Steps(cfg, start, rank),

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from .checkpoint import Progress, check_folder, check_space, open_folder, resume
-from .data import check_source, open_collection
+from .data import Collection, check_source, is_streamed, open_collection
 from .guard import FiniteGuard
 from .model import TokenModel
 from .recipes import TrainConfig
 from .running import adamw, join_processes, tensors
-from .tokencache import training_tokens
+from .tokencache import stream_tokens, training_tokens
 from .tokenizer import VQTokenizer
 from .tokens import TokenData, open_cache, open_tokenizer, size_of
 from .validation import Examples, make_examples
@@ -75,13 +75,16 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
     check_source(cfg.data)
     tokenizer = open_tokenizer(cfg, device)
     size = size_of(cfg, tokenizer.config.factor)
-    found = open_collection(cfg.data, size=size, captioned=True, verbose=main)
+    smaller = cfg.model.cond_grid[0] * tokenizer.config.factor
+    if is_streamed(cfg.data):
+        pictures, ids = stream_tokens(tokenizer, size, cfg, verbose=main)
+        found = Collection(train=pictures, validation=[], other=[])
+        cond = stream_tokens(tokenizer, smaller, cfg, verbose=False)[1] if cfg.model.cond_vocab else None
+    else:
+        found = open_collection(cfg.data, size=size, captioned=True, verbose=main)
+        ids = training_tokens(tokenizer, found.train, size, cfg)
+        cond = training_tokens(tokenizer, found.train, smaller, cfg) if cfg.model.cond_vocab else None
     cache = open_cache(cfg, found, device)
-    ids = training_tokens(tokenizer, found.train, size, cfg)
-    cond = None
-    if cfg.model.cond_vocab:
-        smaller = cfg.model.cond_grid[0] * tokenizer.config.factor
-        cond = training_tokens(tokenizer, found.train, smaller, cfg)
     shown = None
     if main and cfg.validation == "auto" and found.validation:
         shown = make_examples(cfg, tokenizer, found.validation, cache, size)

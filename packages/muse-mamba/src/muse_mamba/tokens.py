@@ -145,21 +145,28 @@ def open_cache(cfg: TrainConfig, found: Collection, device: torch.device) -> Tex
     return cache
 
 
-@torch.inference_mode()
 def encode_pictures(
     tokenizer: VQTokenizer, pictures: Sequence[Pictured], size: int, cfg: TrainConfig, *, variants: int
 ) -> NDArray[np.int32]:
     """Return the tokens of versions of pictures, (variants, N, L). The first version is the picture as it is."""
+    parts = [
+        encode_part(tokenizer, pictures[first : first + ENCODED], first, size, cfg, variants=variants)
+        for first in range(0, len(pictures), ENCODED)
+    ]
+    return np.concatenate(parts, axis=1)
+
+
+@torch.inference_mode()
+def encode_part(
+    tokenizer: VQTokenizer, part: Sequence[Pictured], first: int, size: int, cfg: TrainConfig, *, variants: int
+) -> NDArray[np.int32]:
+    """Return the tokens of versions of some pictures, (variants, n, L); `first` is the number of the first of them."""
     device = next(tokenizer.parameters()).device
     found = []
     for variant in range(variants):
-        rows = []
-        for first in range(0, len(pictures), ENCODED):
-            part = pictures[first : first + ENCODED]
-            pixels = np.stack([_version(p, size, cfg, variant, first + i) for i, p in enumerate(part)])
-            x = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).to(device)
-            rows.append(tokenizer.encode(x.float() / 255).flatten(1).cpu().numpy().astype(np.int32))
-        found.append(np.concatenate(rows))
+        pixels = np.stack([_version(p, size, cfg, variant, first + i) for i, p in enumerate(part)])
+        x = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))).to(device)
+        found.append(tokenizer.encode(x.float() / 255).flatten(1).cpu().numpy().astype(np.int32))
     return np.stack(found)
 
 

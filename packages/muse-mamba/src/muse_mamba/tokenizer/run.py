@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ..checkpoint import Progress, check_folder, check_space, open_folder, resume
-from ..data import PictureData, open_collection
+from ..data import PictureData, is_streamed, open_collection
 from ..guard import FiniteGuard
 from ..packed import Pictured
 from ..running import adamw, join_processes, tensors
+from ..stream import PictureStream
 from .discriminator import Discriminator
 from .loss import perceptual_network
 from .network import VQTokenizer
@@ -62,7 +63,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     judge_optimizer: torch.optim.Optimizer | None
     guard: FiniteGuard
-    source: PictureData
+    source: PictureData | PictureStream
     shown: list[Pictured]
     progress: Progress
 
@@ -78,7 +79,14 @@ def prepare(cfg: TokenizerTrainConfig, out: Path, *, resume_run: bool) -> Run:
     if main:
         check_folder(cfg, out, resume=resume_run)
     largest = max(stage.size for stage in cfg.plan)
-    found = open_collection(cfg.data, size=largest, captioned=False, verbose=main)
+    source: PictureData | PictureStream
+    validation: list[Pictured] = []
+    if is_streamed(cfg.data):
+        source = PictureStream(cfg, accelerator.process_index, flip=cfg.flip, shift=cfg.shift)
+    else:
+        found = open_collection(cfg.data, size=largest, captioned=False, verbose=main)
+        source = PictureData(found.train, cfg, flip=cfg.flip, shift=cfg.shift)
+        validation = found.validation
     torch.manual_seed(cfg.seed)  # the same first weights on every process
     plain = VQTokenizer(cfg.network) if cfg.init is None or resume_run else _start_from(cfg)
     judge = Discriminator(cfg.discriminator_channels, cfg.discriminator_layers) if cfg.adversarial else None
@@ -115,8 +123,8 @@ def prepare(cfg: TokenizerTrainConfig, out: Path, *, resume_run: bool) -> Run:
         optimizer=wrapped,
         judge_optimizer=wrapped_judged,
         guard=guard,
-        source=PictureData(found.train, cfg, flip=cfg.flip, shift=cfg.shift),
-        shown=found.validation if main and cfg.validation == "auto" else [],
+        source=source,
+        shown=validation if main and cfg.validation == "auto" else [],
         progress=resume(accelerator, out) if resume_run else Progress(),
     )
 
