@@ -164,6 +164,7 @@ class StudyOptions:
         global_batch: Pictures per step, instead of the recipe's.
         workers: Loader processes of each row, instead of the recipe's.
         seeds: Repetitions of every row.
+        first_seed: Of the first repetition; the others follow it.
         jobs: Rows that run side by side.
         max_minutes: Stop after this many minutes with what is done by then; None sets no limit.
         json: Print JSON.
@@ -177,6 +178,7 @@ class StudyOptions:
     global_batch: int | None = None
     workers: int | None = None
     seeds: int = 2
+    first_seed: int = 10
     jobs: int = 1
     max_minutes: float | None = None
     json: bool = False

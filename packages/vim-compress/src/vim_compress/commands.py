@@ -186,8 +186,9 @@ def study_command(options: StudyOptions) -> int:
     from .study import run_study, table
 
     names = options.rows.split(",") if options.rows else []
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     result = run_study(
-        options.out, settings, names=names, seeds=options.seeds, parallel=options.jobs, minutes=options.max_minutes
+        options.out, settings, names=names, seeds=seeds, parallel=options.jobs, minutes=options.max_minutes
     )
     if options.json:
         _print_json(result)

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -34,7 +35,7 @@ def run_study(
     settings: dict[str, Any],
     *,
     names: list[str],
-    seeds: int,
+    seeds: Sequence[int],
     parallel: int,
     minutes: float | None = None,
 ) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def run_study(
         folder: Of the study; rows that are done are not done again.
         settings: Recipe, data, steps, ... : what all rows share.
         names: Rows; empty for all.
-        seeds: Repetitions of each, seeds 10, 11, ...
+        seeds: Of the repetitions of each.
         parallel: Rows at a time.
         minutes: After which rows that run are stopped and no others begin; None for no limit.
 
@@ -57,7 +58,7 @@ def run_study(
     chosen = [find_job(name) for name in names] if names else jobs()
     chosen = with_needs(chosen)
     keep_settings(folder, settings)
-    waiting = [(job, 10 + i) for i in range(seeds) for job in chosen]
+    waiting = [(job, seed) for seed in seeds for job in chosen]
     waiting = [(job, seed) for job, seed in waiting if not row_file(folder, job.name, seed).is_file()]
     make_pictures(folder, settings, {seed for _, seed in waiting})
     failed = run_rows(folder, waiting, parallel, minutes)
