@@ -50,9 +50,9 @@ def nearest(queries: Tensor, points: Tensor, count: int, wraps: tuple[bool, ...]
 
 def pick(x: Tensor, index: Tensor) -> Tensor:
     """Gather rows: x (B, M, C), index (B, N, K) give (B, N, K, C)."""
-    flat = index.flatten(1)
-    rows = x.gather(1, flat[..., None].expand(-1, -1, x.shape[-1]))
-    return rows.unflatten(1, index.shape[1:])
+    first = x.shape[1] * torch.arange(x.shape[0], device=x.device)
+    rows = x.flatten(0, 1).index_select(0, (index + first[:, None, None]).flatten())  # whole rows: faster than gather
+    return rows.unflatten(0, index.shape)
 
 
 def correlation(distance: Tensor, smoothness: Smoothness, length: float) -> Tensor:
