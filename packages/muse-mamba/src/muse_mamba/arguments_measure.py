@@ -141,8 +141,8 @@ class EvaluateOptions:
         clip: Folder of a CLIP model for the CLIP score; without it there is none.
         no_features: Leave out everything that needs EfficientNet-Lite0.
         device: auto (a CUDA GPU if there is one, else the CPU), cpu, cuda, cuda:1, mps.
-        sheet: PNG with originals above reconstructions (one file a size), or with captions, real, drawn and the
-            nearest training pictures.
+        sheet: PNG with originals above reconstructions (one file a size), or with captions, real, drawn and (for packed
+            data) the nearest training pictures.
         out: File for the JSON; printed if not given.
         overwrite: Replace files.
     """

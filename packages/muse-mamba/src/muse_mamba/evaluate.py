@@ -12,15 +12,17 @@ import torch
 from numpy.typing import NDArray
 
 from .arguments_measure import EvaluateOptions
-from .data import as_tensor, open_collection
+from .data import as_tensor, is_streamed
 from .decoding import DecodeOptions, decode
 from .devices import pick_device
 from .judge import Judge, align, judge_hash
 from .metrics import code_statistics, flat_share, psnr, ssim
 from .model import TokenModel
-from .packed import Pictured, is_packed, load_packed
+from .packed import Pictured, is_packed, load_packed, read_all
 from .recipes import TrainConfig
+from .rows import read_rows
 from .sheets import caption_sheet, pair_sheet
+from .sources import find_pictures
 from .text import TextCache, TextEncoder
 from .tokenizer import VQTokenizer
 from .tokenizer.quantize import usage
@@ -66,10 +68,14 @@ def _pictures(options: EvaluateOptions) -> tuple[list[Pictured], list[Pictured],
     if is_packed(options.data):
         assert options.data is not None
         found, cache = load_packed(Path(options.data))
+    elif is_streamed(options.data):
+        assert options.data is not None
+        found = read_rows(options.data, verbose=True)
     else:
-        size = max(_sizes(options.sizes))
-        collection = open_collection(options.data, size=size, captioned=not options.tokenizer_only, verbose=True)
-        found = [*collection.train, *collection.validation, *collection.other]
+        sources = [p for p in find_pictures(options.data) if p.captions or options.tokenizer_only]
+        wanted = [p for p in sources if p.split == options.split]
+        size = max(_sizes(options.sizes)) if options.tokenizer_only else None
+        found = read_all(wanted[: options.num or None] or sources[:1], size)
     chosen = [p for p in found if p.split == options.split]
     if not chosen:
         splits = ", ".join(sorted({p.split for p in found}))
