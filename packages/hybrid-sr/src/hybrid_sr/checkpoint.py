@@ -8,6 +8,8 @@ import math
 import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -124,10 +126,8 @@ def save(accelerator: Accelerator, cfg: TrainConfig, out: Path, network: HybridS
         shutil.rmtree(half, ignore_errors=True)
         half.mkdir()
     accelerator.wait_for_everyone()
-    try:
+    with disk_errors(half):
         accelerator.save_state(str(half))
-    except RuntimeError as error:  # PyTorch's way to report a full disk
-        raise OSError(f"{half}: {error}") from error
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (half / PROGRESS).write_text(json.dumps(asdict(progress)))
@@ -148,8 +148,20 @@ def save(accelerator: Accelerator, cfg: TrainConfig, out: Path, network: HybridS
 def _export(folder: Path, network: HybridSR) -> None:
     half = folder.with_name("model.tmp")
     shutil.rmtree(half, ignore_errors=True)
-    network.save_pretrained(half)
+    with disk_errors(half):
+        network.save_pretrained(half)
     replace_folder(folder, half)
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Raise OSError where PyTorch and safetensors report a full disk in their own ways."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (RuntimeError, SafetensorError) as error:
+        raise OSError(f"{folder}: {error}") from error
 
 
 def replace_folder(folder: Path, new: Path) -> None:

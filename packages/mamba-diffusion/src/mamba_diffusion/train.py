@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -27,19 +28,24 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train as the command line says; return 0.
 
-    A mistake ends in one line on stderr and exit code 2; numbers that are not finite, or a disk that fills up, in one
-    line and exit code 1.
+    A mistake ends in one line on stderr and exit code 2; numbers that are not finite, a disk that fills up,
+    or a GPU whose memory is full, in one line and exit code 1.
     """
     order = parse(argv)
+    import torch
+
     from .guard import NonFiniteError
+    from .outofmemory import fitting_batch
 
     try:
-        train(order.config, order.out, resume_run=order.resume)
+        with suppress(torch.OutOfMemoryError):  # its traceback, which holds the tensors, must go before others fit
+            train(order.config, order.out, resume_run=order.resume)
+            return 0
+        fail(fitting_batch(order.config, train), code=1)
     except ValueError as mistake:
         fail(mistake)
     except (NonFiniteError, OSError) as trouble:
         fail(trouble, code=1)
-    return 0
 
 
 def train(cfg: TrainConfig, out: Path, *, resume_run: bool = False) -> Progress:

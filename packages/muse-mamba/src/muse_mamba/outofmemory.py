@@ -9,17 +9,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import torch
 
 from .runconfig import RunConfig
 
+Config = TypeVar("Config", bound=RunConfig)
 
-def fitting_batch(cfg: RunConfig, train: Callable[[RunConfig, Path], object]) -> str:
+
+def fitting_batch(cfg: Config, train: Callable[[Config, Path], object]) -> str:
     """Try smaller micro-batches for two steps each, in a temporary folder, and say which one fits.
 
-    To be called when the run that failed is gone, its traceback too. With several processes nothing is tried, since they
-    would have to agree on it.
+    To be called when the run that failed is gone, its traceback too. With several processes nothing is tried, since
+    they would have to agree on it.
 
     Args:
         cfg: The run that did not fit.
@@ -39,7 +42,7 @@ def fitting_batch(cfg: RunConfig, train: Callable[[RunConfig, Path], object]) ->
     return f"{full} and no smaller one fits; add --checkpoint_activations true or take a smaller preset"
 
 
-def _fits(cfg: RunConfig, micro: int, train: Callable[[RunConfig, Path], object]) -> bool:
+def _fits(cfg: Config, micro: int, train: Callable[[Config, Path], object]) -> bool:
     """Whether two steps of two micro-batches fit: the second has the optimizer's moments and gradients beside it."""
     gc.collect()
     torch.cuda.empty_cache()

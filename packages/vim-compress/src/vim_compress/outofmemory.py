@@ -18,8 +18,8 @@ from .recipes import TrainConfig
 def fitting_batch(cfg: TrainConfig, train: Callable[[TrainConfig, Path], object]) -> str:
     """Try smaller micro-batches for two steps each, in a temporary folder, and say which one fits.
 
-    To be called when the run that failed is gone, its traceback too. With several processes nothing is tried, since they
-    would have to agree on it.
+    To be called when the run that failed is gone, its traceback too. With several processes nothing is tried, since
+    they would have to agree on it.
 
     Args:
         cfg: The run that did not fit.

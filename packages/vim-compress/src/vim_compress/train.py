@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -38,15 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .outofmemory import fitting_batch
 
     try:
-        train(order.config, order.out, resume_run=order.resume)
-        return 0
+        with suppress(torch.OutOfMemoryError):  # its traceback, which holds the tensors, must go before others fit
+            train(order.config, order.out, resume_run=order.resume)
+            return 0
+        fail(fitting_batch(order.config, train), code=1)
     except ValueError as mistake:
         fail(mistake)
     except (NonFiniteError, OSError) as trouble:
         fail(trouble, code=1)
-    except torch.OutOfMemoryError:
-        pass  # the traceback holds the tensors; what fits is tried when it is gone
-    fail(fitting_batch(order.config, train), code=1)
 
 
 def train(cfg: TrainConfig, out: Path, *, resume_run: bool = False) -> Progress:

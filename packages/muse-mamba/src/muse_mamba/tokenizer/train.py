@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -45,15 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ..outofmemory import fitting_batch
 
     try:
-        train(order.config, order.out, resume_run=order.resume)
-        return 0
+        with suppress(torch.OutOfMemoryError):  # its traceback, which holds the tensors, must go before others fit
+            train(order.config, order.out, resume_run=order.resume)
+            return 0
+        fail(TRAINER.prog, fitting_batch(order.config, train), code=1)
     except ValueError as mistake:
         fail(TRAINER.prog, mistake)
     except (NonFiniteError, OSError) as trouble:
         fail(TRAINER.prog, trouble, code=1)
-    except torch.OutOfMemoryError:
-        pass  # the traceback holds the tensors; what fits is tried when it is gone
-    fail(TRAINER.prog, fitting_batch(order.config, train), code=1)
 
 
 def train(cfg: TokenizerTrainConfig, out: Path, *, resume_run: bool = False) -> Progress:

@@ -1,0 +1,54 @@
+"""What to say when a GPU's memory is full: which micro-batch fits is tried, not guessed."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from .recipes import TrainConfig
+
+
+def fitting_batch(cfg: TrainConfig, train: Callable[[TrainConfig, Path], object]) -> str:
+    """Try smaller micro-batches for two steps each, in a temporary folder, and say which one fits.
+
+    To be called when the run that failed is gone, its traceback too. With several processes nothing is tried, since
+    they would have to agree on it.
+
+    Args:
+        cfg: The run that did not fit.
+        train: Trains a run in a folder.
+
+    Returns:
+        One sentence for the user.
+    """
+    full = f"the GPU's memory is full at --micro_batch {cfg.micro_batch}"
+    again = "start again in a new folder; the steps stay the same, their gradients are accumulated"
+    if cfg.processes > 1:
+        return f"{full}; try --micro_batch {max(1, cfg.micro_batch // 2)}: {again}"
+    for micro in range(cfg.micro_batch - 1, 0, -1):
+        halved = micro & (micro - 1) == 0  # powers of two: a few tries
+        if halved and cfg.global_batch % micro == 0 and _fits(cfg, micro, train):
+            return f"{full}; --micro_batch {micro} fits: {again}"
+    return f"{full} and no smaller one fits; add --checkpoint_activations true or take a smaller preset"
+
+
+def _fits(cfg: TrainConfig, micro: int, train: Callable[[TrainConfig, Path], object]) -> bool:
+    """Whether two steps of two micro-batches fit: the second has the optimizer's moments and gradients beside it."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    never = cfg.steps + 1
+    trial = replace(cfg, micro_batch=micro, global_batch=2 * micro, stop_at=2, validation="none",
+                    log_every=never, save_every=never, sample_every=never)  # fmt: skip
+    with TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        try:
+            train(trial, Path(folder) / "trial")
+        except torch.OutOfMemoryError:
+            return False
+    return True

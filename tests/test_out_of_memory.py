@@ -1,0 +1,44 @@
+"""A GPU whose memory is full: every trainer says in one line which micro-batch fits, having tried it."""
+
+import importlib
+
+import pytest
+
+TRAINERS = {
+    "hybrid-sr": ("hybrid_sr.train", ["tiny"]),
+    "mamba-diffusion": ("mamba_diffusion.train", ["tiny"]),
+    "muse-mamba": ("muse_mamba.train", ["tiny"]),
+    "muse-mamba-tokenizer": ("muse_mamba.tokenizer.train", ["tiny"]),
+    "vim-compress": ("vim_compress.train", ["tiny"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [(4, "--micro_batch 4 fits"), (1, "--micro_batch 1 fits"), (0, "no smaller one fits")],
+)
+@pytest.mark.parametrize("name", list(TRAINERS))
+def test_says_which_batch_fits(monkeypatch, capsys, tmp_path, name, limit, said):
+    """The trainer stands in for one whose memory holds `limit` samples; what it is asked to try is looked at, too."""
+    import torch
+
+    module, preset = TRAINERS[name]
+    module = importlib.import_module(module)
+    tried = []
+
+    def train(cfg, out, *, resume_run=False):
+        tried.append((cfg.micro_batch, cfg.micro_steps, cfg.stop_at))
+        if cfg.micro_batch > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(module, "train", train)
+    batch = ["--global_batch", "24", "--micro_batch", "12", "--steps", "10", "--out", str(tmp_path / "run")]
+    with pytest.raises(SystemExit) as stop:
+        module.main([*preset, *batch])
+    assert stop.value.code == 1
+    text = capsys.readouterr().err
+    assert "full at --micro_batch 12" in text
+    assert said in text
+    assert text.strip().count("\n") == 0
+    assert tried[0] == (12, 2, None)
+    assert tried[1:] == [(micro, 2, 2) for micro in (8, 4, 2, 1) if micro >= limit]
