@@ -86,11 +86,11 @@ def measurements(device: torch.device, photos: Path | None, weights: Path | None
         setup = Setup(config=preset(network, 4), device=device, plain_attention=plain)
         for mode in ("eager", "graph"):
             yield f"{mode}: {label}", lambda setup=setup, mode=mode: network_times(replace(setup, mode=mode))
+    if photos is not None:
+        yield "half precision", lambda: half_precision(device, weights, photos)
     for precision in ("fp32", "bf16", "fp16"):
         for tile in ("full", 512, 256, 128):
             yield f"4K {precision} tile {tile}", lambda t=tile, p=precision: upscale_times(device, weights, t, p)
-    if photos is not None:
-        yield "half precision", lambda: half_precision(device, weights, photos)
     for label, network, plain in networks:
         setup = Setup(config=preset(network, 4), device=device, plain_attention=plain)
         yield f"compile: {label}", lambda setup=setup: network_times(replace(setup, mode="compile"))
