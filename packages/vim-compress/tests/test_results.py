@@ -1,0 +1,32 @@
+"""Every figure of the tables in docs/ is one of a committed JSON."""
+
+import json
+from pathlib import Path
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def table_rows(page, first):
+    """Return the cells of the rows of the tables whose first column is called `first`."""
+    found, inside = [], False
+    for line in (DOCS / page).read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            inside = False
+        elif cells[0] == first:
+            inside = True
+        elif inside and not line.startswith("|---"):
+            found.append(cells)
+    return found
+
+
+def test_speed_is_what_was_measured():
+    known = set()
+    for file in (DOCS / "results").glob("*.json"):
+        for row in json.loads(file.read_text())["rows"]:
+            memory = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.2f}"
+            place = row["model"], str(row["image"][0]), str(row["batch"]), row["mode"]
+            known.add((*place, f"{row['ms']:.2f}", f"{row['images_per_s']:.0f}", memory))
+    rows = table_rows("speed.md", "network")
+    assert len(rows) >= 40
+    assert not [row for row in rows if tuple(row) not in known]
