@@ -64,9 +64,9 @@ def training_speed(setup: Setup, cfg: TrainConfig) -> dict[str, Any]:
         cfg: Gives the batch (`micro_batch`) and the side of the crops.
 
     Returns:
-        `ms` a step (median), `samples_per_s`, `peak_bytes`: the most that one step takes beyond weights, gradients and
-        moments, always measured eagerly or compiled, since a recorded graph keeps its memory; None where the system
-        does not tell.
+        `ms` a step (median), `samples_per_s`, `peak_bytes`: the most that one step takes beyond weights and moments,
+        always measured eagerly or compiled, since a recorded graph keeps its memory; None where the system does not
+        tell.
     """
     model = setup.build().train()
     network: Callable[[torch.Tensor], torch.Tensor] = model
