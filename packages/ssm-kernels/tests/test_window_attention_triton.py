@@ -88,6 +88,16 @@ def test_half_precision(name, dtype):
     assert_parity(*make(GEOMETRIES[name], dtype))
 
 
+def test_few_queries_and_keys_are_left_over():
+    """144 are two blocks of 64 and one of 16, which has launches of its own."""
+    tensors, settings = make((1, 12, 12, 1, 3, 12, 12, 0, True), torch.float16)
+    plan = kernels.plan(3, 1, 12, 12, 0, torch.float16, DEVICE)
+    assert [(s["FIRST"], s["COUNT"], s["BLOCK_K"]) for s in plan.keys] == [(0, 128, 64), (128, 16, 16)]
+    assert [(s["FIRST"], s["COUNT"], s["BLOCK_Q"]) for s in plan.queries] == [(0, 128, 64), (128, 16, 16)]
+    assert len(plan.bias) == 4
+    assert_parity(tensors, settings)
+
+
 @pytest.mark.parametrize("dim", [8, 16, 30, 49, 64, 128])
 def test_every_head_dim(dim):
     """Padding to a power of two happens inside the kernels only. Float64 is the measure: 8 roundings of float32.
@@ -206,6 +216,8 @@ REAL = {
     "HAT": (4, 6, 30, 16, 16, 0),
     "OCAB": (4, 6, 30, 16, 24, 0),
     "MambaVision": (4, 8, 40, 14, 14, 0),
+    "a few left over": (3, 3, 40, 12, 18, 0),
+    "a few left over, shifted": (3, 3, 25, 20, 20, 9),
     "Swin": (8, 3, 32, 7, 7, 3),
     "wide heads": (4, 2, 128, 8, 8, 4),
     "Contrast": (4, 6, 25, 16, 24, 0),

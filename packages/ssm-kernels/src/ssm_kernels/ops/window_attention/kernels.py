@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd
+from typing import Any
 
 import torch
 import triton
@@ -27,6 +28,8 @@ PRECISION = "tf32x3"  # of float32 products: as accurate as float32 itself, on t
 ENOUGH_PROGRAMS = 1024  # of the gradient of the bias: about 8 on every multiprocessor of a large GPU
 # Queries and keys of a program, warps, stages and windows that share a bias, for heads of up to 64 in half precision
 FORWARD, QUERIES, KEYS, BIAS = (64, 32, 4, 2, 2), (64, 32, 4, 2, 2), (32, 64, 4, 2, 2), (64, 64, 4, 2, 1)
+# of the kernel for queries with heads of 33 to 64: three programs per processor of an H100 instead of two
+REGISTERS = {} if torch.version.hip else {"maxnreg": 168}
 TABLE_BLOCK, MERGE_BLOCK = 1024, 1024
 
 
@@ -34,18 +37,15 @@ TABLE_BLOCK, MERGE_BLOCK = 1024, 1024
 class Plan:
     """What the launches of one call share, apart from the tensors. It depends on few numbers, and is kept."""
 
-    forward: dict[str, object]
-    queries: dict[str, object]
-    keys: dict[str, object]
-    bias: dict[str, object]
+    forward: tuple[dict[str, Any], ...]  # settings of a launch each
+    queries: tuple[dict[str, Any], ...]
+    keys: tuple[dict[str, Any], ...]
+    bias: tuple[dict[str, Any], ...]
 
     @staticmethod
-    def programs(settings: dict[str, object], name: str, count: int, windows: int, heads: int) -> tuple[int]:
-        """Count the programs that take blocks of `count` queries or keys of groups of windows."""
-        size, group = settings[name], settings["GROUP"]
-        assert isinstance(size, int)
-        assert isinstance(group, int)
-        return (-(-count // size) * -(-windows // group) * heads,)
+    def programs(settings: dict[str, Any], name: str, windows: int, heads: int) -> tuple[int]:
+        """Count the programs that take blocks of queries or keys of groups of windows."""
+        return (-(-settings["COUNT"] // settings[name]) * -(-windows // settings["GROUP"]) * heads,)
 
 
 def _cut(size: int, most: int) -> int:
@@ -53,7 +53,7 @@ def _cut(size: int, most: int) -> int:
     return max(16, min(most, triton.next_power_of_2(size)))
 
 
-def _settings(dim: int, queries: int, keys: int, most: tuple[int, ...], wide: bool) -> dict[str, object]:
+def _settings(dim: int, queries: int, keys: int, most: tuple[int, ...], wide: bool) -> dict[str, Any]:
     """Choose blocks, warps and stages of a kernel; `most` is for heads of up to 64 in half precision.
 
     Three products stand for one of float32, each with its own operands in registers.
@@ -69,7 +69,43 @@ def _settings(dim: int, queries: int, keys: int, most: tuple[int, ...], wide: bo
     return {"BLOCK_Q": block_q, "BLOCK_K": block_k, "GROUP": group, "num_warps": warps, "num_stages": stages}
 
 
-def common_settings(dim: int, vector: int, dtype: torch.dtype, device: str) -> dict[str, object]:
+def _cuts(settings: dict[str, Any], name: str, count: int) -> list[tuple[int, int, int]]:
+    """Cut queries or keys into whole blocks and, where few are left over, a small block: first, how many, block."""
+    block, rest = settings[name], count % settings[name]
+    small = _cut(rest, block)
+    if count < block or rest == 0 or 4 * small > block:
+        return [(0, count, block)]
+    return [(0, count - rest, block), (count - rest, rest, small)]
+
+
+def _warps(settings: dict[str, Any], name: str, block: int) -> int:
+    """Give one warp to a small block, the warps of the settings to theirs."""
+    return settings["num_warps"] if block == settings[name] else 1
+
+
+def _launches(settings: dict[str, Any], name: str, count: int) -> tuple[dict[str, Any], ...]:
+    """Make the settings of the launches that take blocks of queries or keys."""
+    return tuple(
+        {**settings, "FIRST": first, "COUNT": some, name: block, "num_warps": _warps(settings, name, block)}
+        for first, some, block in _cuts(settings, name, count)
+    )
+
+
+def _pair_launches(settings: dict[str, Any], queries: int, keys: int) -> tuple[dict[str, Any], ...]:
+    """Make the settings of the launches that take blocks of pairs."""
+    return tuple(
+        {
+            **settings,
+            **{"FIRST_Q": first_q, "COUNT_Q": some_q, "BLOCK_Q": block_q},
+            **{"FIRST_K": first_k, "COUNT_K": some_k, "BLOCK_K": block_k},
+            "num_warps": min(_warps(settings, "BLOCK_Q", block_q), _warps(settings, "BLOCK_K", block_k)),
+        }
+        for first_q, some_q, block_q in _cuts(settings, "BLOCK_Q", queries)
+        for first_k, some_k, block_k in _cuts(settings, "BLOCK_K", keys)
+    )
+
+
+def common_settings(dim: int, vector: int, dtype: torch.dtype, device: str) -> dict[str, Any]:
     """Make the settings of kernels that depend on the tensors alone."""
     interpreted = device == "cpu"
     return {
@@ -91,11 +127,16 @@ def plan(dim: int, vector: int, window: int, key_window: int, shift: int, dtype:
     common = {**common_settings(dim, vector, dtype, device), **geometry}
     wide = dtype == torch.float32
     sizes = dim, window**2, key_window**2
+    queries, pairs = _settings(*sizes, QUERIES, wide), _settings(*sizes, BIAS, wide)
+    del pairs["GROUP"]
+    if 32 < dim <= 64 and not wide:
+        queries |= REGISTERS
+        pairs["num_stages"] = 3
     return Plan(
-        forward={**common, **_settings(*sizes, FORWARD, wide)},
-        queries={**common, **_settings(*sizes, QUERIES, wide)},
-        keys={**common, **_settings(*sizes, KEYS, wide)},
-        bias={key: x for key, x in {**common, **_settings(*sizes, BIAS, wide)}.items() if key != "GROUP"},
+        forward=_launches({**common, **_settings(*sizes, FORWARD, wide)}, "BLOCK_Q", window**2),
+        queries=_launches({**common, **queries}, "BLOCK_Q", window**2),
+        keys=_launches({**common, **_settings(*sizes, KEYS, wide)}, "BLOCK_K", key_window**2),
+        bias=_pair_launches({**common, **pairs}, window**2, key_window**2),
     )
 
 
@@ -212,10 +253,10 @@ def window_attention_triton(
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         numbers = 2 if call.q.dtype == torch.float32 else 1
         lse = torch.empty(call.windows, heads, numbers, queries, dtype=torch.float32, device=q.device)
-        settings = call.plan.forward
-        forward_kernel[Plan.programs(settings, "BLOCK_Q", queries, call.windows, heads)](
-            call.q, call.k, call.v, call.bias, out, lse, *call.sizes, call.factor, **settings
-        )
+        for settings in call.plan.forward:
+            forward_kernel[Plan.programs(settings, "BLOCK_Q", call.windows, heads)](
+                call.q, call.k, call.v, call.bias, out, lse, *call.sizes, call.factor, **settings
+            )
     return out, lse
 
 
@@ -240,18 +281,18 @@ def window_attention_backward_triton(
         grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
         delta = torch.empty(call.windows, heads, queries, dtype=torch.float32, device=q.device)
         inputs = grad, call.q, call.k, call.v, call.bias
-        settings = call.plan.queries
-        query_kernel[Plan.programs(settings, "BLOCK_Q", queries, call.windows, heads)](
-            *inputs, out, lse, grad_q, delta, *call.sizes, call.factor, scale, **settings
-        )
-        settings = call.plan.keys
+        for settings in call.plan.queries:
+            query_kernel[Plan.programs(settings, "BLOCK_Q", call.windows, heads)](
+                *inputs, out, lse, grad_q, delta, *call.sizes, call.factor, scale, **settings
+            )
         key_grads = grad_k, grad_v
         if key_window > window:
             shape = call.windows, keys, heads, q.shape[4]
             key_grads = tuple(torch.empty(shape, dtype=x.dtype, device=x.device) for x in (k, v))
-        key_kernel[Plan.programs(settings, "BLOCK_K", keys, call.windows, heads)](
-            *inputs, lse, delta, *key_grads, *call.sizes, call.factor, scale, **settings
-        )
+        for settings in call.plan.keys:
+            key_kernel[Plan.programs(settings, "BLOCK_K", call.windows, heads)](
+                *inputs, lse, delta, *key_grads, *call.sizes, call.factor, scale, **settings
+            )
         if key_window > window:
             _merge(*key_grads, grad_k, grad_v, window, key_window)
         table = q.new_empty(0) if bias_table is None else _table_gradient(call, inputs, lse, delta, bias_table)
@@ -275,18 +316,20 @@ def _table_gradient(
 ) -> Tensor:
     """Sum the gradient of the scores over the windows, and then over the pairs that share a row of the table."""
     heads, queries, keys = call.q.shape[3], call.window**2, call.key_window**2
-    settings = call.plan.bias
-    block_q, block_k = settings["BLOCK_Q"], settings["BLOCK_K"]
-    assert isinstance(block_q, int)
-    assert isinstance(block_k, int)
-    blocks = heads * triton.cdiv(queries, block_q) * triton.cdiv(keys, block_k)
-    run = triton.cdiv(call.windows, min(call.windows, triton.cdiv(ENOUGH_PROGRAMS, blocks)))
-    runs = triton.cdiv(call.windows, run)
-    parts = torch.empty(runs, heads, queries, keys, dtype=torch.float32, device=call.q.device)
-    bias_kernel[(runs * blocks,)](*inputs, lse, delta, parts, *call.sizes, call.factor, run, **settings)
+    pairs = torch.empty(heads, queries, keys, dtype=torch.float32, device=call.q.device)
+    for settings in call.plan.bias:
+        own, shape = dict(settings), (settings["COUNT_Q"], settings["COUNT_K"])
+        blocks = heads * triton.cdiv(shape[0], own["BLOCK_Q"]) * triton.cdiv(shape[1], own["BLOCK_K"])
+        run = triton.cdiv(call.windows, min(call.windows, triton.cdiv(ENOUGH_PROGRAMS, blocks)))
+        runs = triton.cdiv(call.windows, run)
+        parts = torch.empty(runs, heads, *shape, dtype=torch.float32, device=call.q.device)
+        bias_kernel[(runs * blocks,)](*inputs, lse, delta, parts, *call.sizes, call.factor, run, **own)
+        first = own["FIRST_Q"], own["FIRST_K"]
+        target = pairs[:, first[0] : first[0] + shape[0], first[1] : first[1] + shape[1]]
+        torch.sum(parts, 0, out=target)
     table = torch.empty(bias_table.shape, dtype=bias_table.dtype, device=bias_table.device)
     pairs_kernel[(table.numel(),)](
-        parts.sum(0) if runs > 1 else parts, table, heads, WINDOW=call.window, KEY_WINDOW=call.key_window,
+        pairs, table, heads, WINDOW=call.window, KEY_WINDOW=call.key_window,
         BLOCK=triton.next_power_of_2(queries), num_warps=1, **FUSION,
     )  # fmt: skip
     return table

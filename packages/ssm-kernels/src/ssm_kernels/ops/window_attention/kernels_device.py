@@ -247,6 +247,8 @@ def forward_kernel(
     SHIFT: tl.constexpr,
     VECTOR: tl.constexpr,
     GROUP: tl.constexpr,
+    FIRST: tl.constexpr,
+    COUNT: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -277,6 +279,8 @@ def forward_kernel(
         SHIFT: Pixels by which the windows are moved.
         VECTOR: Divides d and the strides.
         GROUP: Windows of a program.
+        FIRST: First query, or key, that the launch is about.
+        COUNT: How many of them it is about.
         BLOCK_Q: Queries of each of them.
         BLOCK_K: Keys at a time.
         BLOCK_D: A power of two >= d, at least 16.
@@ -288,14 +292,14 @@ def forward_kernel(
     head_step *= VECTOR
     QUERIES: tl.constexpr = WINDOW * WINDOW
     KEYS: tl.constexpr = KEY_WINDOW * KEY_WINDOW
-    BLOCKS: tl.constexpr = (QUERIES + BLOCK_Q - 1) // BLOCK_Q
+    BLOCKS: tl.constexpr = (COUNT + BLOCK_Q - 1) // BLOCK_Q
     LEFTOVER: tl.constexpr = KEYS % BLOCK_K != 0
     SIDE: tl.constexpr = WINDOW + KEY_WINDOW - 1
     LENGTH: tl.constexpr = SIDE * SIDE + (WINDOW - 1) * (SIDE + 1) + 1
     program = tl.program_id(0)
     head = program % heads
     first_window = program // (heads * BLOCKS) * GROUP
-    i = ((program // heads) % BLOCKS) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    i = FIRST + ((program // heads) % BLOCKS) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     if bias is not None:
         bias += head * LENGTH
     own_term = query_term(i, WINDOW, KEY_WINDOW)
