@@ -41,10 +41,10 @@ def test_variant_trains_every_parameter_and_survives_saving(changes, tmp_path):
     torch.testing.assert_close(again(x), y)
 
 
-@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
-def test_variant_runs_in_half_precision(changes):
+@pytest.mark.parametrize("name", ("registers", "multi-query", "ssd"))
+def test_variant_runs_in_half_precision(name):
     torch.manual_seed(0)
-    model = HybridSR(replace(TINY, **changes))
+    model = HybridSR(replace(TINY, **VARIANTS[name]))
     x = torch.rand(1, 3, 16, 16)
     with torch.autocast("cpu", torch.bfloat16):
         half = model(x)
