@@ -50,7 +50,7 @@ def lam_command(image: str | None, options: LamOptions) -> int:
     png, file = _targets(scene, "lam", options)
     found, rows = [], []
     for label, model in load_models(options):
-        with Progress(label) as progress:
+        with Progress(label, unit="point") as progress:
             seen = attribute(
                 model,
                 scene.lr,

@@ -116,6 +116,26 @@ def attribute(
     if x < 0 or y < 0 or x + window >= width or y + window >= height:
         wanted = f"from 0,0 to {width - window - 1},{height - window - 1} (the result is {width}x{height})"
         refuse("lam", "at", wanted, f"{x},{y}", f"the part is {window} pixels wide and high")
+    learned = [x for x in model.parameters() if x.requires_grad]
+    for parameter in learned:  # their gradients are not wanted
+        parameter.requires_grad_(False)
+    try:
+        return _follow(model, image, at, scale, window, fold, progress)
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_()
+
+
+def _follow(
+    model: nn.Module,
+    image: NDArray[np.uint8],
+    at: tuple[int, int],
+    scale: int,
+    window: int,
+    fold: int,
+    progress: Callable[[int, int], None] | None,
+) -> Attribution:
+    """Sum gradient times step along the path."""
     like = next(model.parameters())
     sharp = image.astype(np.float64) / 255
     total = torch.zeros(3, *image.shape[:2], dtype=torch.float64)

@@ -17,10 +17,13 @@ class Progress:
         label: What the bar or the line is about.
         watched: A bar if true, else lines; None asks whether stderr is a terminal.
         every: Seconds between lines.
+        unit: What is counted.
     """
 
-    def __init__(self, label: str, *, watched: bool | None = None, every: float = LINE_EVERY) -> None:
-        self.label = label
+    def __init__(
+        self, label: str, *, watched: bool | None = None, every: float = LINE_EVERY, unit: str = "tile"
+    ) -> None:
+        self.label, self.unit = label, unit
         self.watched = sys.stderr.isatty() if watched is None else watched
         self.every = every
         self._bar = None
@@ -35,13 +38,13 @@ class Progress:
             self._bar.close()
 
     def __call__(self, done: int, total: int) -> None:
-        """Tell that `done` of `total` tiles are ready."""
+        """Tell that `done` of `total` are ready."""
         if self.watched:
             self._update_bar(done, total)
         elif done < total and time.monotonic() - self._told >= self.every:
             self._told = time.monotonic()
             left = (self._told - self._started) / done * (total - done)
-            print(f"{self.label}: {done} of {total} tiles, {left:.0f} s left", file=sys.stderr, flush=True)
+            print(f"{self.label}: {done} of {total} {self.unit}s, {left:.0f} s left", file=sys.stderr, flush=True)
 
     def _update_bar(self, done: int, total: int) -> None:
         from tqdm import tqdm
@@ -49,5 +52,5 @@ class Progress:
         if self._bar is None or self._bar.total != total:  # the total grows when tiles are halved
             if self._bar is not None:
                 self._bar.close()
-            self._bar = tqdm(total=total, desc=self.label, unit="tile", leave=False, file=sys.stderr)
+            self._bar = tqdm(total=total, desc=self.label, unit=self.unit, leave=False, file=sys.stderr)
         self._bar.update(done - self._bar.n)
