@@ -2,14 +2,15 @@
 
     python3 tools/two_gpus.py --data DIR --tokenizer DIR --out FILE.json
 
-Every trainer has a pair of GPUs to itself, so eight are used. Each runs its shipping recipe at the recipe's
-micro-batch through `accelerate launch`, first on one GPU, then on both; the rate is what arrives in metrics.jsonl by
-the wall clock, the loader included, over a minute after warming up. All start their second part together.
+Each runs its shipping recipe at the recipe's micro-batch through `accelerate launch`, on one GPU and on two; the rate
+is what arrives in metrics.jsonl by the wall clock, the loader included, after warming up. GPUs are used in pairs: two
+trainers at a time measure on one GPU each, then each on both. Two GPUs are enough; with eight all run side by side.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -18,14 +19,13 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-WARM = 15.0  # seconds after the first row
-SPAN = 60.0  # seconds measured
 LIMIT = 185.0  # seconds for one part, start included
-EVERY = 20  # steps between rows
+EVERY = 10  # steps between rows
 NEVER = "1000000"
 
 
@@ -42,12 +42,15 @@ class Trainer:
 
 @dataclass
 class Session:
-    """What all parts share: where to write, the rows so far, and the meeting point between the parts."""
+    """What all parts share: what to read, where to write, how long (seconds) to measure, and the rows so far."""
 
     data: Path
     out: Path
-    meeting: threading.Barrier
+    warm: float
+    span: float
+    environment: dict[str, Any]
     rows: list[dict[str, Any]] = field(default_factory=list)
+    children: list[subprocess.Popen[bytes]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -69,58 +72,74 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with sr/, muse/, diff/ and vim/emoji.npz")
     parser.add_argument("--tokenizer", type=Path, required=True, help="model/ of a tokenizer run, for muse-mamba")
     parser.add_argument("--out", type=Path, required=True, help="JSON, written after every part")
+    parser.add_argument("--gpus", type=int, default=8, help="an even number; 8 if not given")
+    parser.add_argument("--first", type=int, default=0, help="number of the first GPU")
+    parser.add_argument("--warm", type=float, default=15.0, help="seconds after the first row that do not count")
+    parser.add_argument("--span", type=float, default=60.0, help="seconds measured")
     asked = parser.parse_args()
-    known = trainers(asked.tokenizer)
-    session = Session(asked.data, asked.out, threading.Barrier(len(known)))
-    parts = [
-        threading.Thread(target=both_parts, args=(session, name, trainer, 2 * place))
-        for place, (name, trainer) in enumerate(known.items())
-    ]
-    for part in parts:
-        part.start()
-    for part in parts:
-        part.join()
+    known = list(trainers(asked.tokenizer).items())
+    session = Session(asked.data, asked.out, asked.warm, asked.span, environment())
+    signal.signal(signal.SIGTERM, lambda *_: stop(session))
+    pairs = min(asked.gpus // 2, len(known))
+    side_by_side([lambda i=i: one_pair(session, known[i::pairs], asked.first + 2 * i) for i in range(pairs)])
     for row in session.rows:
-        print(
-            row["trainer"], row["processes"], row.get("samples_per_s"), row.get("scaling"), row.get("failed", "")[-300:]
-        )
+        figures = (row.get("samples_per_s"), row.get("scaling"), row.get("failed", "")[-300:])
+        print(row["trainer"], row["processes"], *figures)
     return int(any("failed" in row for row in session.rows))
 
 
-def both_parts(session: Session, name: str, trainer: Trainer, gpu: int) -> None:
-    """Measure one trainer on one GPU, then on two."""
-    for processes in (1, 2):
-        row = {"trainer": name, "preset": trainer.preset, "processes": processes, "micro_batch": trainer.micro_batch}
-        try:
-            row |= measure(session, name, trainer, processes, gpu)
-        except OSError as error:
-            row["failed"] = str(error)
-        with session.lock:
-            session.rows.append(row)
-            write(session)
-        session.meeting.wait()
+def side_by_side(parts: Sequence[Callable[[], None]]) -> None:
+    """Run functions in threads and wait for all."""
+    threads = [threading.Thread(target=part) for part in parts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
-def measure(session: Session, name: str, trainer: Trainer, processes: int, gpu: int) -> dict[str, Any]:
+def one_pair(session: Session, known: Sequence[tuple[str, Trainer]], gpu: int) -> None:
+    """Measure trainers on a pair of GPUs: two at a time on one each, then each on both."""
+    for first in range(0, len(known), 2):
+        two = known[first : first + 2]
+        side_by_side([lambda n=n, t=t, i=i: add(session, n, t, (gpu + i,)) for i, (n, t) in enumerate(two)])
+        for name, trainer in two:
+            add(session, name, trainer, (gpu, gpu + 1))
+
+
+def add(session: Session, name: str, trainer: Trainer, gpus: tuple[int, ...]) -> None:
+    """Measure one part and write its row."""
+    row: dict[str, Any] = {"trainer": name, "preset": trainer.preset, "processes": len(gpus)}
+    try:
+        row |= measure(session, name, trainer, gpus)
+    except OSError as error:
+        row["failed"] = str(error)
+    with session.lock:
+        session.rows.append(row)
+        write(session)
+
+
+def measure(session: Session, name: str, trainer: Trainer, gpus: tuple[int, ...]) -> dict[str, Any]:
     """Run one part and return its figures."""
+    processes = len(gpus)
     run = Path(tempfile.mkdtemp(prefix=f"{name}-")) / "run"
     log = session.out.with_name(f"{name}-{processes}.log")
-    gpus = ",".join(str(gpu + i) for i in range(processes))
     begun = time.monotonic()
     with log.open("w") as file:
         child = subprocess.Popen(
-            command(session, trainer, processes, run, 29_600 + 10 * gpu + processes),
+            command(session, trainer, processes, run, 29_600 + 10 * gpus[0] + processes),
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": gpus},
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))},
         )
+        session.children.append(child)
         try:
-            marks = watch(child, run / "metrics.jsonl", begun)
+            marks = watch(child, run / "metrics.jsonl", begun, session.warm + session.span)
         finally:
             end(child)
-    kept = [mark for mark in marks if mark[0] - marks[0][0] >= WARM]
-    found: dict[str, Any] = {"gpus": gpus, "first_row_s": round(marks[0][0] - begun, 1) if marks else None}
+    kept = [mark for mark in marks if mark[0] - marks[0][0] >= session.warm]
+    found: dict[str, Any] = {"micro_batch": trainer.micro_batch, "gpus": list(gpus)}
+    found |= {"first_row_s": round(marks[0][0] - begun, 1) if marks else None}
     if len(kept) < 3:
         return {**found, "failed": log.read_text()[-1500:]}
     seconds, steps = kept[-1][0] - kept[0][0], kept[-1][1] - kept[0][1]
@@ -139,7 +158,7 @@ def command(session: Session, trainer: Trainer, processes: int, run: Path, port:
     return [*launch, "-m", trainer.module, trainer.preset, *data, *batch, *rows, *trainer.more]
 
 
-def watch(child: subprocess.Popen[bytes], metrics: Path, begun: float) -> list[tuple[float, int, int]]:
+def watch(child: subprocess.Popen[bytes], metrics: Path, begun: float, wanted: float) -> list[tuple[float, int, int]]:
     """Return when which step and peak memory appeared in a run's rows, until enough are there or the run ends."""
     marks: list[tuple[float, int, int]] = []
     seen = 0
@@ -149,7 +168,7 @@ def watch(child: subprocess.Popen[bytes], metrics: Path, begun: float) -> list[t
             seen = len(rows)
             row = json.loads(rows[-1])
             marks.append((time.monotonic(), row["step"], row["peak_bytes"]))
-        if marks and marks[-1][0] - marks[0][0] > WARM + SPAN:
+        if marks and marks[-1][0] - marks[0][0] > wanted:
             break
         time.sleep(0.02)
     return marks
@@ -165,6 +184,14 @@ def end(child: subprocess.Popen[bytes]) -> None:
             continue
 
 
+def stop(session: Session) -> NoReturn:
+    """End at once, and whatever was started; the rows so far are written."""
+    for child in session.children:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    os._exit(1)  # the threads would go on
+
+
 def write(session: Session) -> None:
     """Write the rows so far, each second part with its rate over the first's."""
     alone = {row["trainer"]: row for row in session.rows if row["processes"] == 1}
@@ -172,8 +199,8 @@ def write(session: Session) -> None:
         base = alone.get(row["trainer"], {})
         if row["processes"] == 2 and "samples_per_s" in row and "samples_per_s" in base:
             row["scaling"] = row["samples_per_s"] / base["samples_per_s"]
-    settings = {"warm_up_s": WARM, "measured_s": SPAN, "log_every": EVERY}
-    text = json.dumps({"rows": session.rows, "settings": settings, "environment": environment()}, indent=1)
+    settings = {"warm_up_s": session.warm, "measured_s": session.span, "log_every": EVERY}
+    text = json.dumps({"rows": session.rows, "settings": settings, "environment": session.environment}, indent=1)
     session.out.write_text(text + "\n")
 
 
