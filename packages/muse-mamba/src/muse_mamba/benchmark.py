@@ -36,17 +36,9 @@ def benchmark_command(options: BenchmarkOptions) -> int:
             rows.append(row)
             if not options.json:
                 print(_line(row), flush=True)
-    result = {
-        "preset": options.preset,
-        "batch": options.batch,
-        "decoding_steps": options.steps,
-        "precision": options.precision,
-        "rows": rows,
-        "crossover": crossovers(rows),
-        "environment": environment(device),
-    }
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+            if options.out is not None:  # what was measured stays when the machine is taken away
+                options.out.write_text(json.dumps(_result(rows, options, device), indent=1) + "\n")
+    result = _result(rows, options, device)
     if options.json:
         print(json.dumps(result, indent=2))
     else:
@@ -55,6 +47,18 @@ def benchmark_command(options: BenchmarkOptions) -> int:
                 said = f"from {length} tokens on" if length else "at no length measured"
                 print(f"{method} is faster than transformer in {what} {said}")
     return 0
+
+
+def _result(rows: list[dict[str, Any]], options: BenchmarkOptions, device: torch.device) -> dict[str, Any]:
+    return {
+        "preset": options.preset,
+        "batch": options.batch,
+        "decoding_steps": options.steps,
+        "precision": options.precision,
+        "rows": rows,
+        "crossover": crossovers(rows),
+        "environment": environment(device),
+    }
 
 
 def _methods(text: str) -> list[str]:
