@@ -54,7 +54,7 @@ class TrainConfig:
         graph: Record forward and backward as CUDA graphs and replay them, for one process without accumulation. Starts
             faster than `compile` and leaves the host next to nothing to do.
         seed: Of the initial weights and of every crop.
-        workers: Loader processes; 0 loads in the main one. The crops do not depend on it. A stream always has one.
+        workers: Loader processes; 0 loads in the main one. The crops do not depend on it. Of a stream: threads.
         log_every: Steps between rows of metrics.jsonl; the host waits for the device only then.
         sample_every: Steps between sample pictures.
         save_every: Steps between checkpoints, each preceded by a validation.
