@@ -94,7 +94,11 @@ def test_few_queries_and_keys_are_left_over():
     plan = kernels.plan(3, 1, 12, 12, 0, torch.float16, DEVICE)
     assert [(s["FIRST"], s["COUNT"], s["BLOCK_K"]) for s in plan.keys] == [(0, 128, 64), (128, 16, 16)]
     assert [(s["FIRST"], s["COUNT"], s["BLOCK_Q"]) for s in plan.queries] == [(0, 128, 64), (128, 16, 16)]
-    assert len(plan.bias) == 4
+    assert [(s["BLOCK_Q"], s["COUNT_K"], s["BLOCK_K"]) for s in plan.bias] == [
+        (64, 128, 64),
+        (64, 16, 16),
+        (16, 144, 64),
+    ]
     assert_parity(tensors, settings)
 
 

@@ -77,8 +77,10 @@ def _flex(height: int, width: int, window: int, device: torch.device) -> Any:
     @cache
     def compiled() -> Any:
         """Compile it anew: every size is a compilation, of which PyTorch makes eight before it gives up quietly."""
+        from torch._functorch import config
         from torch.nn.attention.flex_attention import flex_attention
 
+        config.donated_buffer = False  # or else its backward runs once per forward
         torch.compiler.reset()
         return torch.compile(flex_attention, dynamic=False)
 

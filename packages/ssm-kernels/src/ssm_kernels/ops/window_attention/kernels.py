@@ -92,17 +92,16 @@ def _launches(settings: dict[str, Any], name: str, count: int) -> tuple[dict[str
 
 
 def _pair_launches(settings: dict[str, Any], queries: int, keys: int) -> tuple[dict[str, Any], ...]:
-    """Make the settings of the launches that take blocks of pairs."""
-    return tuple(
-        {
-            **settings,
-            **{"FIRST_Q": first_q, "COUNT_Q": some_q, "BLOCK_Q": block_q},
-            **{"FIRST_K": first_k, "COUNT_K": some_k, "BLOCK_K": block_k},
-            "num_warps": min(_warps(settings, "BLOCK_Q", block_q), _warps(settings, "BLOCK_K", block_k)),
-        }
-        for first_q, some_q, block_q in _cuts(settings, "BLOCK_Q", queries)
-        for first_k, some_k, block_k in _cuts(settings, "BLOCK_K", keys)
-    )
+    """Make the settings of the launches that take blocks of pairs; queries that are left over take all keys."""
+    launches = []
+    for first_q, some_q, block_q in _cuts(settings, "BLOCK_Q", queries):
+        warps = _warps(settings, "BLOCK_Q", block_q)
+        cuts = _cuts(settings, "BLOCK_K", keys) if first_q == 0 else [(0, keys, settings["BLOCK_K"])]
+        for first_k, some_k, block_k in cuts:
+            own = {"FIRST_Q": first_q, "COUNT_Q": some_q, "BLOCK_Q": block_q}
+            own |= {"FIRST_K": first_k, "COUNT_K": some_k, "BLOCK_K": block_k}
+            launches.append({**settings, **own, "num_warps": min(warps, _warps(settings, "BLOCK_K", block_k))})
+    return tuple(launches)
 
 
 def common_settings(dim: int, vector: int, dtype: torch.dtype, device: str) -> dict[str, Any]:
@@ -318,14 +317,15 @@ def _table_gradient(
     heads, queries, keys = call.q.shape[3], call.window**2, call.key_window**2
     pairs = torch.empty(heads, queries, keys, dtype=torch.float32, device=call.q.device)
     for settings in call.plan.bias:
-        own, shape = dict(settings), (settings["COUNT_Q"], settings["COUNT_K"])
-        blocks = heads * triton.cdiv(shape[0], own["BLOCK_Q"]) * triton.cdiv(shape[1], own["BLOCK_K"])
-        run = triton.cdiv(call.windows, min(call.windows, triton.cdiv(ENOUGH_PROGRAMS, blocks)))
-        runs = triton.cdiv(call.windows, run)
-        parts = torch.empty(runs, heads, *shape, dtype=torch.float32, device=call.q.device)
-        bias_kernel[(runs * blocks,)](*inputs, lse, delta, parts, *call.sizes, call.factor, run, **own)
-        first = own["FIRST_Q"], own["FIRST_K"]
-        target = pairs[:, first[0] : first[0] + shape[0], first[1] : first[1] + shape[1]]
+        rows = slice(settings["FIRST_Q"], settings["FIRST_Q"] + settings["COUNT_Q"])
+        columns = slice(settings["FIRST_K"], settings["FIRST_K"] + settings["COUNT_K"])
+        target = pairs[:, rows, columns]
+        blocks = triton.cdiv(target.shape[1], settings["BLOCK_Q"]) * triton.cdiv(target.shape[2], settings["BLOCK_K"])
+        run = triton.cdiv(call.windows, min(call.windows, triton.cdiv(ENOUGH_PROGRAMS, heads * blocks)))
+        parts = torch.empty(triton.cdiv(call.windows, run), *target.shape, dtype=torch.float32, device=call.q.device)
+        bias_kernel[(parts.shape[0] * heads * blocks,)](
+            *inputs, lse, delta, parts, *call.sizes, call.factor, run, **settings
+        )
         torch.sum(parts, 0, out=target)
     table = torch.empty(bias_table.shape, dtype=bias_table.dtype, device=bias_table.device)
     pairs_kernel[(table.numel(),)](
