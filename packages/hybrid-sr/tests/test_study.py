@@ -9,7 +9,7 @@ import torch
 from hybrid_sr import studyrows
 from hybrid_sr.cli import main
 from hybrid_sr.config import ModelConfig
-from hybrid_sr.info import count
+from hybrid_sr.info import count, model_info
 from hybrid_sr.model import HybridSR
 from hybrid_sr.study import StudyOptions, plan_jobs, run_jobs
 from hybrid_sr.studyreport import report, summary, table
@@ -31,6 +31,13 @@ def test_rows_that_claim_equal_size_have_it(name):
 
 def test_gated_ffn_is_compared_at_equal_size():
     assert abs(parameters("geglu-2") / parameters("mlp-3") - 1) < 0.01
+
+
+def test_costs_of_every_row_are_counted():
+    shallow = {row.name: replace(row.config(4), depths=(1,)) for row in ROWS}
+    macs = {name: model_info(config, 4, 16, 16)["macs"] for name, config in shallow.items()}
+    assert macs["registers"] > macs[BASE] > macs["multi-query"]
+    assert macs["clipped-softmax"] == macs["window-scan"] == macs["no-final-norm"] == macs[BASE]
 
 
 @pytest.mark.parametrize("ratio", (3, 5, 8))

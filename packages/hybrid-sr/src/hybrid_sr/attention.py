@@ -6,6 +6,7 @@ operator of ssm_kernels has no place for extra keys or another softmax: those sc
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import lru_cache, partial
 
 import torch
@@ -63,7 +64,7 @@ def eager_window_attention(
         _windows(k, key_window, window),
         _windows(v, key_window, window),
     )
-    with torch.autocast(q.device.type, enabled=False):
+    with nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False):
         scores = (queries * factor) @ keys.mT  # (n, h, Q, K)
         if bias_table is not None:
             scores = scores + _bias(bias_table, window, key_window).to(scores.dtype)

@@ -34,7 +34,7 @@ class ExactConv(Conv):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, H, W, in) -> (B, H, W, out), in the dtype of the weights under autocast."""
-        if not torch.is_autocast_enabled(input.device.type):
+        if input.is_meta or not torch.is_autocast_enabled(input.device.type):  # autocast knows no meta device
             return super().forward(input)
         with torch.autocast(input.device.type, enabled=False):
             return super().forward(input.to(self.weight.dtype))
