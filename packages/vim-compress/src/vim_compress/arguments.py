@@ -194,7 +194,7 @@ class InfoOptions:
     """Options of `vim-compress info`.
 
     Attributes:
-        network: A preset, or a folder with a saved network.
+        network: A preset, a folder with a saved network, or the name of weights that ship.
         height: Rows of the picture that operations are counted for; 0 takes the network's.
         width: Columns of it.
         json: Print JSON.

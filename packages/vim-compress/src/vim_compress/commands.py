@@ -256,16 +256,18 @@ def info_command(options: InfoOptions) -> int:
 
 
 def find_config(network: str) -> ModelConfig:
-    """Return the configuration of a preset or a saved folder.
+    """Return the configuration of a preset, a saved folder, or weights that ship.
 
     Raises:
-        ValueError: It is neither; the nearest presets are named.
+        ValueError: It is none of these; the nearest presets are named.
     """
-    if network not in PRESETS and Path(network).is_dir():
-        from .weights import read_config
+    if network in PRESETS:
+        return preset(network)
+    from .weights import read_config, shipped, shipped_models
 
+    if Path(network).is_dir():
         return read_config(Path(network))
-    return preset(network)
+    return read_config(shipped(network)) if network in shipped_models() else preset(network)
 
 
 def benchmark_command(options: BenchmarkOptions) -> int:
@@ -316,9 +318,8 @@ def _makers(name: str, keep: float, attention: str) -> list[tuple[str, Callable[
     if name not in PRESETS and not Path(name).is_dir():
         import timm
 
-        if not timm.is_model(name):
-            find_config(name)  # refuses, naming the nearest
-        return [(name, lambda: timm.create_model(name))]
+        if timm.is_model(name):
+            return [(name, lambda: timm.create_model(name))]
     config = find_config(name)
     found: list[tuple[str, Callable[[], nn.Module]]] = [(name, lambda: make_network(config))]
     if keep and isinstance(config, VimConfig):
