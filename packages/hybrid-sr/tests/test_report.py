@@ -3,11 +3,12 @@
 import json
 import re
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from hybrid_sr import cli
+from hybrid_sr import cli, lam
 from hybrid_sr.comparison import write_comparison
 from hybrid_sr.config import ModelConfig
 from hybrid_sr.files import Job
@@ -91,6 +92,13 @@ def test_report_says_what_it_wrote(run, capsys):
     assert not re.search(r'(src|href)="(?!data:)', text)  # nothing beside the page
     assert report(run) == 2
     assert "exists; add --overwrite" in capsys.readouterr().err
+
+
+def test_report_with_attribution(run, monkeypatch):
+    monkeypatch.setattr(lam, "attribute", partial(lam.attribute, fold=2))
+    assert report(run, "--lam", "--images", "1") == 0
+    text = (run / "report.html").read_text()
+    assert text.count('<figure class="lam">') == 1 and "diffusion index" in text
 
 
 @pytest.mark.browser
