@@ -20,6 +20,7 @@ from .sources import Photo
 
 STRIP_ROWS = 512  # low-resolution rows resized at once, which bounds the memory
 MARGIN = 8  # low-resolution rows of context; the widened cubic kernel reaches 2
+MOST_PIXELS = 2**30  # of one picture: larger ones are mistakes or decompression bombs
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ def read_image(path: Path, *, halve: bool = False) -> Image.Image:
     """
     Image.MAX_IMAGE_PIXELS = None  # mosaics and panoramas are meant
     with Image.open(path) as file:
+        if file.width * file.height > MOST_PIXELS:
+            raise OSError(f"{file.width} x {file.height} pixels, more than {MOST_PIXELS / 1e6:.0f} million; cut it up")
         image = file.convert("RGB")
     if not halve:
         return image
@@ -94,7 +97,8 @@ def check_memory(photos: list[Photo]) -> None:
     for photo in photos:
         try:
             with Image.open(photo.path) as file:
-                pixels += file.width * file.height // (4 if photo.halve else 1)
+                own = file.width * file.height
+                pixels += own // (4 if photo.halve else 1) if own <= MOST_PIXELS else 0  # refused when it is read
         except (OSError, SyntaxError):  # named when it is read
             continue
     wanted, free = round(3 * 1.25 * pixels), psutil.virtual_memory().available  # a quarter for low resolution, at most

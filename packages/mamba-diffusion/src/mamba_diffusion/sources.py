@@ -26,6 +26,7 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".
 FIELD_SUFFIXES = frozenset({".npz", ".nc", ".cdf"})
 KNOWN = IMAGE_SUFFIXES | FIELD_SUFFIXES | {".parquet"}
 LARGEST_PARQUET = 10**9  # bytes
+MOST_PIXELS = 2**30  # of one image: larger ones are mistakes or decompression bombs
 MANIFEST = "manifest.json"
 KELVIN = 273.15
 
@@ -155,6 +156,10 @@ def read_image(file: Path) -> NDArray[np.uint8]:
 
     Image.MAX_IMAGE_PIXELS = None  # the Earth mosaics have 58 million
     with Image.open(file) as image:
+        if image.width * image.height > MOST_PIXELS:
+            raise OSError(
+                f"{image.width} x {image.height} pixels, more than {MOST_PIXELS / 1e6:.0f} million; cut it up"
+            )
         return np.asarray(image.convert("RGB"))
 
 
