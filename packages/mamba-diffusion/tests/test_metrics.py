@@ -45,8 +45,14 @@ def test_crps_of_samples_is_that_of_their_distribution():
     samples = RNG.standard_normal((64, 500, 1))
     exact = gaussian_crps(np.zeros_like(truth), np.ones_like(truth), truth)
     assert crps(samples, truth) == pytest.approx(exact, rel=0.02)
-    assert crps(np.stack([truth + 1, truth + 1]), truth) == pytest.approx(1)
-    by_pairs = np.abs(samples[:5] - truth).mean(0) - np.abs(samples[:5, None] - samples[None, :5]).sum((0, 1)) / 40
+    assert crps(np.stack([truth + 1] * 3), truth) == pytest.approx(1)
+    opposite = np.stack([samples[:32], -samples[:32]], 1).reshape(64, 500, 1)  # the pairs as `Noise` makes them
+    assert crps(opposite, truth) == pytest.approx(exact, rel=0.02)
+    few = np.stack([samples[:8], -samples[:8]], 1).reshape(16, 500, 1)
+    assert np.mean([crps(np.roll(few, 2 * k, 0)[:4], truth) for k in range(8)]) == pytest.approx(exact, rel=0.05)
+    s = samples[:5]
+    pairs = np.abs(s[:, None] - s[None]).sum((0, 1)) - 2 * (np.abs(s[0] - s[1]) + np.abs(s[2] - s[3]))
+    by_pairs = np.abs(s - truth).mean(0) - pairs / (2 * 16)
     assert crps(samples[:5], truth) == pytest.approx(by_pairs.mean())
 
 

@@ -95,7 +95,9 @@ def test_finer_grid_sees_more_of_the_same_noise(tiny_model):
     model = tiny_model()
     coarse = torch.rand(1, 16, 2, generator=torch.Generator().manual_seed(0))
     fine = torch.cat([coarse, torch.rand(1, 40, 2)], 1)
-    a, b = Noise(model, 3, 1, coarse)(), Noise(model, 3, 1, fine)()
+    pair = Noise(model, [3], 2, coarse)()
+    assert torch.equal(pair[0], -pair[1])  # samples come in pairs with opposite noise
+    a, b = Noise(model, [3], 1, coarse)(), Noise(model, [3], 1, fine)()
     torch.testing.assert_close(b[:, :16], a, rtol=0, atol=1e-4)
 
 

@@ -5,7 +5,7 @@ Ni sensors, Nq queries, C channels, d axes, K samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +22,8 @@ SAME_PLACE = 1e-5  # of the domain
 CHUNK = 1 << 14  # queries decoded at once, over all samples
 CHUNK_CPU = 1 << 10  # likewise: what its caches hold
 TOKENS = 1 << 17  # sensors and anchors that run together, over all samples
-PAIRS = 1 << 28  # pairs of tokens that the seed's networks look at together, over all samples
+PAIRS = 1 << 25  # pairs of tokens that the seed's networks look at together, over all samples
+MOST_PAIRS = 1 << 34  # of one field: beyond, a sample takes minutes on any device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,24 +59,31 @@ class Prediction:
 
 
 class Noise:
-    """Draws noise, one field after another, on the CPU, so that every device sees the same.
+    """Draws noise, one sample after another, on the CPU, so that every device sees the same.
+
+    Samples come in pairs, 0 and 1, 2 and 3, ... with opposite noise: each is as likely as the other, and what noise
+    adds to their mean nearly cancels.
 
     Args:
         model: For its kind of noise.
-        seed: Of the first field; the others count on from it.
-        fields: How many.
-        coords: Where it is wanted, (fields or 1, Nq, d).
+        seeds: One a field.
+        samples: K, of every field.
+        coords: Where it is wanted, (fields * K or 1, Nq, d).
     """
 
-    def __init__(self, model: SparseField, seed: int, fields: int, coords: Tensor) -> None:
+    def __init__(self, model: SparseField, seeds: Sequence[int], samples: int, coords: Tensor) -> None:
         self.config, self.coords = model.config, coords
-        self.streams = [np.random.default_rng((seed, n)) for n in range(fields)]
+        self.streams = [[np.random.default_rng((seed, n)) for n in range((samples + 1) // 2)] for seed in seeds]
+        first = [(samples + 1) // 2 * field for field in range(len(seeds))]
+        self.pair = torch.tensor([a + n // 2 for a in first for n in range(samples)], device=coords.device)
+        signs = [-1.0 if n % 2 else 1.0 for _ in seeds for n in range(samples)]
+        self.sign = torch.tensor(signs, device=coords.device)[:, None, None]
 
     def __call__(self) -> Tensor:
-        """Return new noise, (fields, Nq, C) float32."""
-        drawn = [noise_numbers(rng, self.config, self.coords.shape[1]) for rng in self.streams]
+        """Return new noise, (fields * K, Nq, C) float32."""
+        drawn = [noise_numbers(rng, self.config, self.coords.shape[1]) for field in self.streams for rng in field]
         numbers = {k: torch.from_numpy(np.stack([d[k] for d in drawn])).to(self.coords.device) for k in drawn[0]}
-        return make_noise(numbers, self.coords)
+        return self.sign * make_noise({k: x[self.pair] for k, x in numbers.items()}, self.coords)
 
 
 @torch.inference_mode()
@@ -86,6 +94,7 @@ def sample_fields(
     queries: Tensor,
     asked: Prediction,
     *,
+    seeds: Sequence[int] | None = None,
     seen: Callable[[float, Tensor], None] | None = None,
 ) -> Tensor:
     """Draw K samples of every field.
@@ -96,6 +105,7 @@ def sample_fields(
         values: Their values, (B, Ni, C), in the data's unit.
         queries: Where the fields are wanted, (B, Nq, d) in [0, 1].
         asked: How many, and how.
+        seeds: Of the noise, one a field; None gives field n the seed `asked.seed` + n.
         seen: Told the time and all samples (B * K, Nq, C) in the data's unit after every step.
 
     Returns:
@@ -108,7 +118,8 @@ def sample_fields(
     fields, rows = coords.shape[0], fields_at_once(model, coords.shape[1], queries.shape[1])
     total = fields * asked.samples
     whole = given.repeat(asked.samples)
-    noise = Noise(model, asked.seed, total, whole.query_coords)
+    seeds = range(asked.seed, asked.seed + fields) if seeds is None else seeds
+    noise = Noise(model, seeds, asked.samples, whole.query_coords)
     start = noise()
 
     def velocity(z: Tensor, t: float) -> Tensor:
@@ -139,13 +150,13 @@ def fields_at_once(model: SparseField, sensors: int, queries: int) -> int:
     if model.config.kind == "ours":
         return max(1, TOKENS // (sensors + min(queries, model.config.anchors)))
     pairs = (sensors + queries) ** 2
-    if pairs > 4 * PAIRS:
-        most = int((4 * PAIRS) ** 0.5) - sensors
+    if pairs > MOST_PAIRS:
+        most = int(MOST_PAIRS**0.5) - sensors
         raise ValueError(
             f"sample_fields: queries must be at most {most} for kind={model.config.kind}, got {queries}: every query "
             "looks at every other; ask for a smaller grid, or use a model of kind ours"
         )
-    return max(1, PAIRS // 8 // pairs)
+    return max(1, PAIRS // pairs)
 
 
 def decode_at_once(model: SparseField, fields: int, chunk: int | None) -> int | None:

@@ -22,8 +22,8 @@ import numpy as np
 from .arguments import StudyOptions
 from .checkpoint import replace_text
 
-SHARES = (0.05, 0.1, 0.2, 0.5)
 SHARE = 0.2
+SHARES = (SHARE, 0.05, 0.1, 0.5)
 SIDE = 32
 SAMPLES, STEPS = 16, 10
 SCREENED = 12  # parts that rates are chosen by
@@ -102,6 +102,8 @@ def study_command(options: StudyOptions) -> int:
             raise ValueError(f"--methods: must be among {known}, got {options.methods}")
     study = Study(options)
     first = [Job(name, subject, lr, 0) for name, subject in methods for lr in rates]
+    if len(rates) == 1:  # nothing to choose: all seeds train together
+        first += [Job(name, subject, rates[0], n) for name, subject in methods for n in range(1, options.seeds)]
     failed = study.train(first)
     study.screen(first)
     best = [study.best(name, subject, rates) for name, subject in methods]
@@ -161,8 +163,9 @@ class Study:
         print(text, flush=True)
 
     def done(self, job: Job, kind: str) -> bool:
-        """Whether a row is there: "screen", or "full"."""
-        return kind in self.rows.get(job.name, {})
+        """Whether a row is there: "screen", or "full" with all its cases."""
+        found = self.rows.get(job.name, {})
+        return kind in found and (kind == "screen" or len(found[kind]) == len(self.cases()))
 
     def finished(self, job: Job) -> bool:
         """Whether a run reached its last step."""
@@ -204,14 +207,17 @@ class Study:
         """Measure runs at 20 % sensors on the first grid."""
         for job in jobs:
             if self.finished(job) and not self.done(job, "screen"):
-                self.keep(self._facts(job) | {"screen": self._figures(job, [(SHARE, SIDE)], SCREENED)[0]})
+                self.keep(self._facts(job) | {"screen": next(self._figures(job, [(SHARE, SIDE)], SCREENED))})
 
     def measure(self, jobs: list[Job]) -> None:
         """Measure runs at every share on the first grid, and at 20 % on the finer ones."""
         for job in jobs:
             if self.finished(job) and not self.done(job, "full"):
                 facts = self.rows.get(job.name) or self._facts(job)
-                self.keep(facts | {"full": self._figures(job, self.cases())})
+                found: list[dict[str, Any]] = []
+                for case in self._figures(job, self.cases()):
+                    found.append(case)
+                    self.keep(facts | {"full": found})
 
     def cases(self) -> list[tuple[float, int]]:
         """Return shares and resolutions."""
@@ -242,7 +248,7 @@ class Study:
             "last_loss": lines[-1]["loss"],
         }
 
-    def _figures(self, job: Job, cases: list[tuple[float, int]], most: int | None = None) -> list[dict[str, Any]]:
+    def _figures(self, job: Job, cases: list[tuple[float, int]], most: int | None = None) -> Iterator[dict[str, Any]]:
         from .device import pick_device
         from .evaluate import evaluate_model
         from .predict import Prediction
@@ -253,14 +259,13 @@ class Study:
         model = load_model(self.out / "runs" / job.name, device=device)
         self.rows.setdefault(job.name, {})["parameters"] = sum(p.numel() for p in model.parameters())
         asked = Prediction(samples=SAMPLES, sampler=SamplerConfig(steps=STEPS), bf16=self.options.precision == "bf16")
-        found = []
         for share, resolution in cases:
             parts = self.parts(job.subject, share, resolution)
             parts = parts[:: max(1, len(parts) // most)][:most] if most else parts
             result = evaluate_model(model, parts, device, asked, resolution=None if resolution == SIDE else resolution)
-            found.append(_compact(result, share, resolution))
-            self.say(f"{job.name} {share:.0%} {resolution}: PSNR of the mean {found[-1]['psnr_mean']:.2f} dB")
-        return found
+            found = _compact(result, share, resolution)
+            self.say(f"{job.name} {share:.0%} {resolution}: PSNR of the mean {found['psnr_mean']:.2f} dB")
+            yield found
 
     def parts(self, subject: str, share: float, resolution: int) -> list[Any]:
         """Return the held-out parts, with their truth at a finer resolution if that is asked for."""
