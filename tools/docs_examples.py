@@ -24,6 +24,7 @@ import importlib
 import io
 import os
 import re
+import runpy
 import shlex
 import sys
 import tempfile
@@ -36,6 +37,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import docs_given
@@ -169,6 +171,10 @@ class Page:
         if words[:2] == ["pip", "install"]:
             check_install(words[2:])
             return "read"
+        if words[0] == "python" and words[1].startswith("tools/"):
+            with mock.patch.object(sys, "argv", words[1:]):
+                call_with(lambda _: runpy.run_path(str(ROOT / words[1]), run_name="__main__"), [])
+            return "run"
         launched = words[0] in LAUNCHERS
         if launched and (script := next((word for word in words if word.endswith(".py")), None)):
             read_launcher(words, script=script)
@@ -253,7 +259,6 @@ def check(call: Call) -> None:
 @contextlib.contextmanager
 def stopped_after_reading(call: Call) -> Iterator[None]:
     """Make the parsers of verbs raise Understood when they are done."""
-    from unittest import mock
 
     def after(parse: Callable[..., Any]) -> Callable[..., Any]:
         def stop(*arguments: Any, **options: Any) -> Any:

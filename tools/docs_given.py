@@ -94,7 +94,7 @@ def kept(argv: Sequence[str]) -> list[str]:
     found = []
     for place, word in enumerate(argv):
         if word in KEPT:
-            found += [word] if word == "--resume" else [word, argv[place + 1]]
+            found += [word] if word == "--resume" else [word, argv[place + 1].lstrip("/")]  # inside the page's folder
     return found
 
 
@@ -112,13 +112,13 @@ def prepare(page: str, names: dict[str, Any]) -> None:
     for name in ("photos", "pictures"):
         photos(folder / name)
     mask().save(folder / "mask.png")
-    if "mamba-diffusion" in page:
+    if "mamba-diffusion" in page or page.startswith("docs/"):
         sensors(folder)
-    if "vim-compress" in page:
+    if "vim-compress" in page or page.startswith("docs/"):
         for number in range(2):
             photos(folder / "given" / "classes" / f"class{number}")
         published(folder / "vim_t_midclstok_76p1acc.pth")
-    if "muse-mamba" in page:
+    if "muse-mamba" in page or page.startswith("docs/"):
         captioned(folder / "given" / "captioned")
     if page.startswith("packages/ssm-kernels/"):
         exec(NAMES.get(Path(page).stem, ""), names)

@@ -1,0 +1,177 @@
+"""Write the tables of README.md and docs/ from committed JSON; `--check` only says whether a page would change.
+
+    python tools/figures.py [--check]
+
+A table stands between `<!-- figures: NAME -->` and `<!-- end of figures -->`; NAME is one of TABLES below, and its
+function says from which files it is made. The packages' own pages are kept by the packages' tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"(<!-- figures: ([\w-]+) -->\n)(.*?)(<!-- end of figures -->)", re.DOTALL)
+ORDER = ("ssm-kernels", "hybrid-sr", "muse-mamba", "mamba-diffusion", "vim-compress")
+MIB = 2**20
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def read(file: Path) -> Any:
+    """Return the JSON of a file below the root, None if it is not there yet."""
+    return json.loads(file.read_text()) if file.is_file() else None
+
+
+def kernels(root: Path) -> str:
+    """Speed beside the fastest peer, from the newest folder of ssm-kernels' results."""
+    files = sorted((root / "packages/ssm-kernels/docs/results").glob("*/results.json"), key=lambda f: f.parent.name)
+    found = read(files[-1])
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in found["rows"]:
+        if row.get("fwd_ms"):
+            groups.setdefault((row["op"], tuple(row["shape"]), row["dtype"]), []).append(row)
+    ratios: dict[str, list[list[float | None]]] = {}
+    peers: dict[str, set[str]] = {}
+    for (op, _, _), rows in groups.items():
+        ours = next((row for row in rows if row["impl"] == "triton"), None)
+        others = [row for row in rows if row["impl"] not in ("triton", "torch", "reference")]
+        if ours is not None and others:
+            ratios.setdefault(op, []).append([ratio(ours, others, key) for key in ("fwd_ms", "bwd_ms")])
+            peers.setdefault(op, set()).update(row["impl"] for row in others)
+    rows = []
+    for op, pairs in sorted(ratios.items()):
+        columns = [[pair[i] for pair in pairs if pair[i] is not None] for i in (0, 1)]
+        slower = [sum(value < 1 for value in column if value is not None) for column in columns]
+        rows.append((f"`{op}`", ", ".join(sorted(peers[op])), len(pairs), *map(span, columns), *slower))
+    head = ("operator", "beside", "shapes", "forward, times as fast", "backward", "slower forward", "slower backward")
+    return table(head, rows) + f"\n{found['environment']['GPU']}, GPU time, {files[-1].parent.name}.\n"
+
+
+def ratio(ours: dict[str, Any], others: list[dict[str, Any]], key: str) -> float | None:
+    """Return the fastest peer's time over ours, None if one of them was not measured."""
+    times = [row[key] for row in others if row.get(key)]
+    return min(times) / ours[key] if times and ours.get(key) else None
+
+
+def span(numbers: Sequence[Any]) -> str:
+    """Say from what to what."""
+    return f"{min(numbers):.2f} to {max(numbers):.2f}" if numbers else "-"
+
+
+def upscaling(root: Path) -> str:
+    """Gain over bicubic of the weights that ship, from hybrid-sr's evaluations."""
+    files = sorted((root / "packages/hybrid-sr/docs/results").glob("evaluation-x?-*.json"))
+    rows = []
+    for file in files:
+        found = read(file)
+        name = file.stem.split("-", 2)[2]
+        numbers = (f"{found['bicubic_psnr_y']:.2f}", f"{found['psnr_y']:.2f}", f"{found['gain_db']:+.2f}")
+        rows.append((f"x{found['scale']}", name, found["n"], *numbers))
+    return table(("scale", "photos", "how many", "bicubic dB", "hybrid-sr dB", "gain dB"), rows)
+
+
+def packages(root: Path) -> str:
+    """Size and import time alone in an environment, from docs/results/packages.json (tools/measure_packages.py)."""
+    found = read(root / "docs/results/packages.json")
+    rows = []
+    for name in ORDER:
+        row = found["packages"][name]
+        sizes = (f"{row['wheel_bytes'] / MIB:.1f}", f"{row['installed_bytes'] / MIB:.1f}",
+                 f"{row['environment_bytes'] / MIB:,.0f}", row["distributions"])  # fmt: skip
+        times = tuple(f"{row[key]:.2f}" for key in ("import_s", "help_s", "verb_s"))
+        rows.append((f"[{name}](../packages/{name})", *sizes, *times, f"`{row['verb']}`"))
+    sizes = ("wheel MiB", "installed MiB", "with dependencies MiB", "distributions")
+    head = ("package", *sizes, "import, CPU s", "--help", "a verb", "the verb")
+    return table(head, rows) + f"\n{found['environment']}\n"
+
+
+def scaling(root: Path) -> str:
+    """What a million and a billion images cost, from docs/results/scaling.json and the formula of tools/scaling.py."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    from scaling import costs
+
+    found = read(root / "docs/results/scaling.json")
+    if found is None:
+        return "No throughput has been measured yet: docs/results/scaling.json is missing.\n"
+    head = ("trainer", "preset", "samples/s per GPU", "loader samples/s per core", "bytes per sample", "images", "GPUs",
+            "time", "disk", "GPU hours", "money", "loader cores per GPU")  # fmt: skip
+    return table(head, costs(found)) + f"\n{found['environment']}\n"
+
+
+def soak(root: Path) -> str:
+    """The bad days, from docs/results/soak.json (tools/soak.py)."""
+    found = read(root / "docs/results/soak.json")
+    if found is None:
+        return "It has not been run yet: docs/results/soak.json is missing.\n"
+    rows = [
+        (row["case"], row["subject"], row["times"], row["passed"], row["detail"].replace("|", "/"))
+        for row in found["rows"]
+    ]
+    return table(("what happens", "to", "times", "as it should", "detail"), rows) + f"\n{found['environment']}\n"
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "kernels": kernels,
+    "upscaling": upscaling,
+    "packages": packages,
+    "scaling": scaling,
+    "soak": soak,
+}
+
+
+def fill(page: Path, root: Path) -> str:
+    """Return the text of a page with every table written anew.
+
+    Raises:
+        ValueError: A block names no table, or has no end.
+    """
+
+    def write(match: re.Match[str]) -> str:
+        if match[2] not in TABLES:
+            raise ValueError(f"{page.name}: figures must be one of {', '.join(TABLES)}, got {match[2]}")
+        return f"{match[1]}\n{TABLES[match[2]](root)}\n{match[4]}"
+
+    text = page.read_text(encoding="utf-8")
+    if text.count("<!-- figures:") != len(BLOCK.findall(text)):
+        raise ValueError(f"{page.name}: every <!-- figures: NAME --> needs an <!-- end of figures -->")
+    return BLOCK.sub(write, text)
+
+
+def pages(root: Path) -> list[Path]:
+    """Return the pages that this tool keeps."""
+    return sorted([root / "README.md", *(root / "docs").glob("**/*.md")])
+
+
+def main() -> int:
+    """Write the pages or check them; 1 if one would change under --check."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; name the pages that would change")
+    check = parser.parse_args().check
+    stale = []
+    for page in pages(ROOT):
+        new = fill(page, ROOT)
+        if new != page.read_text(encoding="utf-8"):
+            stale.append(page)
+            if not check:
+                page.write_text(new, encoding="utf-8")
+    names = ", ".join(str(page.relative_to(ROOT)) for page in stale)
+    if check:
+        print(f"figures: not what the JSON says: {names}; run tools/figures.py" if stale else "figures: clean")
+        return int(bool(stale))
+    print(f"figures: {'wrote ' + names if stale else 'nothing to change'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
