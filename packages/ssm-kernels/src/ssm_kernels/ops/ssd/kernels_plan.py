@@ -17,6 +17,7 @@ ENOUGH_PROGRAMS = 264  # from here on rows alone fill a GPU: two per processor o
 WANTED_PROGRAMS = 512  # of a scan that is cut
 SHORT_SPAN = 4  # chunks; a unit is never shorter
 BLOCK = 64  # channels or states of a tile
+LEAST_HALF = 64  # of a bfloat16 tile: from 3.6 on Triton's Hopper products read behind smaller ones (its issue 11366)
 LARGEST_STATE = 256  # N that one program holds
 STATE_TILE = 2**12  # numbers of a state that a program of the forward holds
 TRANSIENT_BYTES = 2**27  # what the backward may need besides its results; twice the size of x where that is more
@@ -61,12 +62,13 @@ def layout(heads: int, groups: int, width: int, state: int, chunk: int, dtypes: 
     """
     key = (heads, groups, width, state, chunk, dtypes)
     half, precise = set(dtypes) == {torch.bfloat16}, torch.float32 in dtypes
-    block_n = max(16, power_of_two(state))
+    interpreted = triton.knobs.runtime.interpret  # pyright: ignore[reportAttributeAccessIssue]
+    least = LEAST_HALF if half and not interpreted else 16
+    block_n = max(least, power_of_two(state))
     most = 64 if half else 16 if precise and block_n > BLOCK else 32  # more would not fit on a processor
     chunk = min(chunk or most, most)
-    block_p = max(16, min(BLOCK, power_of_two(width)))
+    block_p = max(least, min(BLOCK, power_of_two(width)))
     fused = block_n <= LARGEST_STATE and not precise
-    interpreted = triton.knobs.runtime.interpret  # pyright: ignore[reportAttributeAccessIssue]
     common = {
         "H": heads,
         "G": groups,
