@@ -85,7 +85,7 @@ def train_judge(
         text_dim=encoder.channels,
         dim=min(options.dim, encoder.channels),
         encoder=options.text_encoder,
-        trained_on=options.data or OPENCLIPART,
+        trained_on=", ".join(sorted({p.package or "pictures of a folder" for p in pictures})),
         pairs=int(used.sum()),
     )
     judge = Judge(config)
