@@ -15,7 +15,7 @@ from torch import Tensor
 from .config import Smoothness
 
 PAIRS = 1 << 24  # distances held at once
-LEAST_AMPLITUDE = 1e-3  # of the standardised values: a field of equal sensors still has a spread
+LEAST_AMPLITUDE = 5e-3  # of the standardised values: about the rounding of 8-bit pictures
 
 
 def offsets(a: Tensor, b: Tensor, wraps: tuple[bool, ...]) -> Tensor:
