@@ -17,8 +17,8 @@ ENOUGH_PROGRAMS = 264  # from here on rows alone fill a GPU: two per processor o
 WANTED_PROGRAMS = 512  # of a scan that is cut
 SHORT_SPAN = 4  # chunks; a unit is never shorter
 BLOCK = 64  # channels or states of a tile
-LEAST_HALF = 64  # of a bfloat16 tile: from 3.6 on Triton's Hopper products read behind smaller ones (its issue 11366)
-LARGEST_STATE = 256  # N that one program holds
+LEAST_ROW = 128  # bytes of a tile: from 3.6 on Triton's Hopper products read behind narrower ones (its issue 11366)
+LARGEST_STATE = 256  # N that one program holds, with bfloat16; half of it with float16
 STATE_TILE = 2**12  # numbers of a state that a program of the forward holds
 TRANSIENT_BYTES = 2**27  # what the backward may need besides its results; twice the size of x where that is more
 REGISTERS = {"maxnreg": 168}  # three programs of four warps per processor instead of two; a few numbers are spilled
@@ -63,12 +63,12 @@ def layout(heads: int, groups: int, width: int, state: int, chunk: int, dtypes: 
     key = (heads, groups, width, state, chunk, dtypes)
     half, precise = set(dtypes) == {torch.bfloat16}, torch.float32 in dtypes
     interpreted = triton.knobs.runtime.interpret  # pyright: ignore[reportAttributeAccessIssue]
-    least = LEAST_HALF if half and not interpreted else 16
+    least = 16 if precise or interpreted else LEAST_ROW // (2 if half else 4)
     block_n = max(least, power_of_two(state))
     most = 64 if half else 16 if precise and block_n > BLOCK else 32  # more would not fit on a processor
     chunk = min(chunk or most, most)
     block_p = max(least, min(BLOCK, power_of_two(width)))
-    fused = block_n <= LARGEST_STATE and not precise
+    fused = block_n <= (LARGEST_STATE if half else LARGEST_STATE // 2) and not precise
     common = {
         "H": heads,
         "G": groups,
