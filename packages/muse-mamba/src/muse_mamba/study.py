@@ -57,7 +57,9 @@ def study_command(options: StudyOptions) -> int:
     print(f"{len(done)} of {len(jobs)} runs are done" + ("" if len(done) == len(jobs) else "; give the command again"))
     if not done:
         raise ValueError(f"--out: no finished run in {options.out}; train some first")
-    for file in report([json.loads((job.folder / ROW).read_text()) for job in done], options.out, done):
+    rows = [json.loads((job.folder / ROW).read_text()) for job in done]
+    real = align_rows(rows, done, options.data)
+    for file in report(rows, options.out, done, real):
         print(f"  {file}")
     return 0
 
@@ -273,13 +275,31 @@ def _load_model(folder: Path, device: Any) -> TokenModel:
     return TokenModel.from_pretrained(folder, device=device)
 
 
-def report(rows: list[dict[str, Any]], out: Path, jobs: list[Job]) -> list[Path]:
+def align_rows(rows: list[dict[str, Any]], jobs: list[Job], data: str | None) -> dict[str, float]:
+    """Add R@1 and R@5 to rows (and their files) that lack them, where a judge can be had; return the originals'."""
+    from .studyjudge import CAPTIONS, judge_folders
+
+    drawn = [job.folder for job in jobs if (job.folder / CAPTIONS).is_file()]
+    if not drawn or all("R@5" in row for row in rows):
+        return next(({k: v for k, v in row["real"].items()} for row in rows if "real" in row), {})
+    found = judge_folders(drawn, data)
+    if found is None:
+        return {}
+    for job, row in zip(jobs, rows, strict=True):
+        if job.folder in drawn:
+            row |= {**found[0][drawn.index(job.folder)], "real": found[1]}
+            (job.folder / ROW).write_text(json.dumps(row, indent=1) + "\n")
+    return found[1]
+
+
+def report(rows: list[dict[str, Any]], out: Path, jobs: list[Job], real: dict[str, float]) -> list[Path]:
     """Write study.json, table.md, study.png (where matplotlib is installed) and sheet.png; return the files."""
     from .studyreport import plot, sheet, table
 
     environment = rows[0]["environment"]
-    kept = [{k: v for k, v in row.items() if k != "environment"} for row in rows]
-    (out / ALL).write_text(json.dumps({"rows": kept, "environment": environment}, indent=1) + "\n")
+    kept = [{k: v for k, v in row.items() if k not in ("environment", "real")} for row in rows]
+    whole = {"rows": kept, "real": real, "environment": environment}
+    (out / ALL).write_text(json.dumps(whole, indent=1) + "\n")
     (out / TABLE).write_text(table(kept))
     files = [out / ALL, out / TABLE]
     if sheet({job.method: job.folder for job in reversed(jobs)}, out / SHEET, SHEET_PROMPTS):

@@ -15,7 +15,7 @@ COLUMNS = (
     ("loss", "loss / ln V", "{:.4f}"),
     ("caption_gap", "caption gap, nats", "{:+.4f}"),
     ("loss_at_1", "loss / ln V, all hidden", "{:.4f}"),
-    ("samples_per_s", "pictures/s", "{:,.0f}"),
+    ("R@5", "R@5", "{:.0%}"),
     ("flat_share", "flat pictures", "{:.0%}"),
     ("unique_codes", "codes used", "{:.0f}"),
 )
@@ -36,9 +36,14 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for method, group in by_method(rows).items():
         losses = [row["loss"] for row in group]
         spread = max(abs(loss - mean(losses)) for loss in losses)
-        cells = [form.format(mean(row[name] for row in group)) for name, _, form in COLUMNS]
+        cells = [_mean(group, name, form) for name, _, form in COLUMNS]
         lines.append("| " + " | ".join([method, str(len(group)), *cells, f"{spread:.4f}"]) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _mean(group: Sequence[Mapping[str, Any]], name: str, form: str) -> str:
+    values = [row[name] for row in group if name in row]
+    return form.format(mean(values)) if values else "-"
 
 
 def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> bool:
