@@ -30,3 +30,12 @@ def test_speed_is_what_was_measured():
     rows = table_rows("speed.md", "network")
     assert len(rows) >= 40
     assert not [row for row in rows if tuple(row) not in known]
+
+
+def test_accuracy_of_the_weights_that_ship_is_what_was_measured():
+    found = json.loads((DOCS / "results" / "emoji" / "evaluation.json").read_text())
+    shown = {name: value for name, value in table_rows("model-card.md", "class")}
+    all_pictures = shown.pop(f"all {found['pictures']} held-out pictures")
+    assert all_pictures == f"{found['top1']:.2f}"
+    assert shown == {name: f"{value:.2f}" for name, value in found["per_class"].items()}
+    assert f"{found['top1']:.1f} % of {found['pictures']} emoji" in (DOCS.parent / "README.md").read_text()
