@@ -240,3 +240,12 @@ def test_heads_at_once_bound_what_the_backward_needs():
 def test_offsets_are_wide_where_rows_are_large():
     assert not planned(1, 1000, 8, 64, 64).flags["WIDE"]
     assert planned(1, 2**23, 8, 64, 64).flags["WIDE"]
+
+
+@pytest.mark.parametrize(("dtype", "least"), [(torch.bfloat16, 64), (torch.float16, 32)], ids=str)
+def test_tiles_on_a_gpu_have_rows_of_128_bytes(monkeypatch, dtype, least):
+    """Products on Hopper read behind narrower ones, which ends the process where nothing lies there."""
+    monkeypatch.setattr(kernels_plan.triton.knobs.runtime, "interpret", False)
+    plan = kernels_plan.layout.__wrapped__(4, 1, 8, 8, 0, (dtype,) * 3)
+    sizes = [options[name] for options in (plan.forward, plan.walk, plan.backward) for name in ("BLOCK_P", "BLOCK_N")]
+    assert min(sizes) == least
