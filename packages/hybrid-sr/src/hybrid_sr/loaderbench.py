@@ -1,6 +1,7 @@
 """Does the GPU wait for the loader? `python -m hybrid_sr.loaderbench --data PATH --out FILE.json` measures it.
 
-The trainer's own step runs with the loader and then on one batch that stays on the GPU; the difference is waiting.
+The trainer's own step runs with the loader and then on one batch that stays on the GPU; the difference is waiting. With
+--loader-only nothing is trained: the loader's rate and what a crop costs it in processor time.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .recipes import recipe
+from .recipes import TrainConfig, recipe
 
 if TYPE_CHECKING:
-    from .data import Batch
+    from .data import Batch, Source
     from .run import Run
 
 WARM = 30  # steps, or batches of the loader alone
@@ -52,84 +53,96 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--steps", type=int, default=200, help="timed steps")
     parser.add_argument("--graph", action="store_true", help="replay the training pass as a CUDA graph")
+    parser.add_argument("--loader-only", action="store_true", help="measure no training")
     parser.add_argument("--out", type=Path, required=True, help="JSON file; rows are added")
     asked = parser.parse_args(argv)
-    row = measure(asked.preset, asked.data, asked.scale, asked.batch, asked.workers, asked.steps, graph=asked.graph)
+    cfg = replace(
+        recipe(asked.preset, asked.scale),
+        data=asked.data,
+        workers=asked.workers,
+        global_batch=asked.batch,
+        micro_batch=asked.batch,
+        steps=100 * (asked.steps + WARM),
+        validation="none",
+        graph=asked.graph,
+    )
+    row = {"preset": asked.preset, **measure(cfg, asked.steps, train=not asked.loader_only)}
     rows = json.loads(asked.out.read_text())["rows"] if asked.out.exists() else []
     asked.out.write_text(json.dumps({"rows": [*rows, row]}, indent=1) + "\n")
     print(json.dumps(row, indent=1))
     return 0
 
 
-def measure(preset: str, data: str, scale: int, batch: int, workers: int, steps: int, *, graph: bool) -> dict[str, Any]:
+def measure(cfg: TrainConfig, steps: int, *, train: bool) -> dict[str, Any]:
     """Return the rates of the loader alone, of training with it, and of training on one batch.
 
     Args:
-        preset: Recipe; its precision and network.
-        data: Photos.
-        scale: Upscaling factor.
-        batch: Crops per step.
-        workers: Loader processes, or threads of a stream.
+        cfg: The run.
         steps: Timed steps of each.
-        graph: Replay the training pass as a CUDA graph.
+        train: Also measure training.
     """
     import torch
 
+    from .data import open_source
     from .run import prepare
     from .train import forever
 
-    cfg = replace(
-        recipe(preset, scale),
-        data=data,
-        workers=workers,
-        global_batch=batch,
-        micro_batch=batch,
-        steps=100 * (steps + WARM),
-        validation="none",
-        graph=graph,
-    )
+    batch = cfg.global_batch
+    found: dict[str, Any] = {
+        "data": Path(cfg.data or "").name,
+        "scale": cfg.scale,
+        "batch": batch,
+        "workers": cfg.workers,
+        "steps": steps,
+        "cpus": len(os.sched_getaffinity(0)),
+        "torch": torch.__version__,
+    }
+    if not train:
+        source, _ = open_source(cfg, rank=0, verbose=False)
+        return found | _loader_alone(cfg, source, steps)
     with tempfile.TemporaryDirectory() as folder:
         run = prepare(cfg, Path(folder) / "run", resume_run=False)
-        alone = _loader_alone(run, steps)
+        found |= _loader_alone(cfg, run.source, steps)
         batches = Waited(forever(run))
         with_loader = _train(run, batches, steps)
         waited = batches.seconds
         kept = next(batches)
         resident = _train(run, iter(lambda: kept, None), steps)
         device = run.accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
-    return {
-        "preset": preset,
-        "data": Path(data).name,
-        "scale": scale,
-        "batch": batch,
-        "workers": workers,
-        "steps": steps,
+    return found | {
         "precision": cfg.precision,
-        "graph": graph,
-        "loader_samples_per_s": batch * steps / alone,
+        "graph": cfg.graph,
         "train_samples_per_s": batch * steps / with_loader,
         "resident_samples_per_s": batch * steps / resident,
         "share_of_time_waited": max(0.0, 1 - resident / with_loader),
         "host_seconds_in_next": waited,
         "train_seconds": with_loader,
-        "device": name,
-        "cpus": len(os.sched_getaffinity(0)),
-        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
     }
 
 
-def _loader_alone(run: Run, steps: int) -> float:
-    """Return the seconds that the loader takes for `steps` batches that nobody uses."""
+def _loader_alone(cfg: TrainConfig, source: Source, steps: int) -> dict[str, float]:
+    """Return rate and cost of `steps` batches that nobody uses."""
     from .data import loader
 
-    batches = iter(loader(run.cfg, run.source, 0, 0, pin=False))
+    batches = iter(loader(cfg, source, 0, 0, pin=False))
     for _ in range(WARM):
         next(batches)
-    before = time.perf_counter()
+    before, spent = time.perf_counter(), _processor_seconds()
     for _ in range(steps):
         next(batches)
-    return time.perf_counter() - before
+    seconds, spent = time.perf_counter() - before, _processor_seconds() - spent
+    crops = cfg.global_batch * steps
+    return {"loader_samples_per_s": crops / seconds, "processor_ms_per_crop": 1e3 * spent / crops}
+
+
+def _processor_seconds() -> float:
+    """Return what this process and its loader processes have used so far."""
+    import psutil
+
+    this = psutil.Process()
+    times = [process.cpu_times() for process in (this, *this.children(recursive=True))]
+    return sum(t.user + t.system for t in times)
 
 
 def _train(run: Run, batches: Iterator[Batch], steps: int) -> float:
