@@ -1,0 +1,25 @@
+"""The figures on the pages about the loader and about export are those of the committed measurements."""
+
+import json
+from pathlib import Path
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def result(name):
+    return json.loads((DOCS / "results" / name).read_text())
+
+
+def test_what_a_crop_costs():
+    page = (DOCS / "loader.md").read_text()
+    for row in result("loader-processor.json")["rows"]:
+        cost = row["processor_ms_per_crop"]
+        assert f"| {cost:.2f} | {1000 / cost:,.0f} |" in page
+
+
+def test_onnx_differs_by_one_grey_level():
+    row = result("onnx-x4.json")
+    page = " ".join((DOCS / "export.md").read_text().split())
+    assert row["largest_difference_grey_levels"] == 1 and "by one grey level" in page
+    assert f"{1e5 * row['share_of_values_that_differ']:.1f} in 100,000 values" in page
+    assert f"{row['file_bytes'] / 1e6:.1f} MB" in page
