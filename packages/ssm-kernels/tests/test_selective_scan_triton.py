@@ -7,7 +7,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from ssm_kernels.ops.selective_scan import kernels, selective_scan
+from ssm_kernels.ops.selective_scan import kernels, kernels_plan, selective_scan
 from ssm_kernels.ops.selective_scan.kernels_device_steps import LOG2_E, power
 from ssm_kernels.ops.selective_scan_bidirectional import kernels as both_ways
 from ssm_kernels.ops.selective_scan_bidirectional import selective_scan_bidirectional
@@ -104,6 +104,22 @@ def test_real_sizes(case, reverse, parallel, dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision(dtype, parallel):
     assert_parity(scan_inputs(1, 6, 13, 2, dtype=dtype).kwargs(), chunk=4, parallel=parallel)
+
+
+@pytest.mark.parametrize("found", [1, 2, 100])
+def test_pieces_of_a_span(monkeypatch, found):
+    """The pass ahead of the walk cuts a span of three chunks further: into one piece, into two and one, into three."""
+    inputs = scan_inputs(1, 13, 3, 2).kwargs()
+    monkeypatch.setattr(kernels_plan, "WANTED_LOCAL", 2 * found)  # two of the three spans are walked
+    cotangents = cotangents_of(inputs, 1)
+    tensors = (*inputs.values(), None)
+    scan = kernels.prepare(*tensors, True, False, chunk=2, span=3)
+    assert scan.pieces == min(found, 3)
+    y, final, states = kernels.forward(*tensors, True, False, save_states=True, chunk=2, span=3)
+    grads = kernels.backward(*tensors, True, False, states, *cotangents, chunk=2, span=3)
+    truth = by_definition(inputs, cotangents, dtype=torch.float64)
+    for ours, exact in zip((y, final, *grads), truth.values(), strict=True):
+        assert error_ratio(ours, exact) < 1e-6
 
 
 @pytest.mark.parametrize("parallel", [False, True])
@@ -218,7 +234,9 @@ def test_the_way_through_a_row_depends_on_its_size():
         return scan.span > 0
 
     assert not parallel(128, 197, 384, 16)  # Vim-T at 224 pixels
-    assert not parallel(1, 200, 64, 16)  # too short to be cut
+    assert not parallel(16, 333, 2048, 16)  # muse
+    assert not parallel(1, 128, 64, 16)  # two walks of half the row would take no less
+    assert parallel(1, 256, 64, 16)
     assert parallel(8, 6085, 384, 16)  # Vim-T at 1248 pixels
     assert parallel(8, 2048, 2048, 16) or parallel(1, 65536, 2048, 16)
 

@@ -28,15 +28,18 @@ SETTINGS: dict[str, tuple[tuple[str, str, int], ...]] = {
     "forward: 8 steps": ((PLAN, "STEPS", 8),),
     "rows are never cut into spans": ((PLAN, "ENOUGH_PROGRAMS", 0),),
     "rows are cut below 4,096 programs instead of 1,024": ((PLAN, "ENOUGH_PROGRAMS", 4096),),
-    "cut into half as many programs": ((PLAN, "WANTED_PROGRAMS", 792), (LAUNCHERS, "WANTED_BACKWARD", 528)),
-    "cut into twice as many programs": ((PLAN, "WANTED_PROGRAMS", 3168), (LAUNCHERS, "WANTED_BACKWARD", 2112)),
+    "cut into half as many programs": ((PLAN, "WANTED_PROGRAMS", 792), (PLAN, "WANTED_BACKWARD", 528)),
+    "cut into twice as many programs": ((PLAN, "WANTED_PROGRAMS", 3168), (PLAN, "WANTED_BACKWARD", 2112)),
+    "ahead of the walk: 4 steps loaded ahead instead of 8": ((LAUNCHERS, "LOCAL_STEPS", 4),),
+    "ahead of the walk: spans are not cut finer": ((PLAN, "WANTED_LOCAL", 0),),
+    "backward: 52 MiB of scratch instead of 33": ((LAUNCHERS, "SCRATCH_BYTES", 52 * 2**20),),
     "backward: a state kept per 2 steps instead of 4": ((LAUNCHERS, "BACKWARD_STEPS", 2),),
     "backward: 4 states at a time instead of 8": ((LAUNCHERS, "BACKWARD_STATES", 4),),
     "backward: 16 states at a time": ((LAUNCHERS, "BACKWARD_STATES", 16),),
     "backward: adjoints in memory, not in registers": ((LAUNCHERS, "RESIDENT_STATES", 0),),
     "backward: at most 168 registers, 12 warps a processor": (
         (LAUNCHERS, "BACKWARD_REGISTERS", 168),
-        (LAUNCHERS, "WANTED_BACKWARD", 1584),
+        (PLAN, "WANTED_BACKWARD", 1584),
     ),
 }
 

@@ -22,7 +22,6 @@ from .kernels_device_backward import backward_kernel
 from .kernels_plan import (
     FUSION,
     LANES,
-    WANTED_BACKWARD,
     Scan,
     cdiv,
     partial_dtype,
@@ -30,11 +29,13 @@ from .kernels_plan import (
     transposed,
     unit_stride,
 )
+from .kernels_sums import add_parts
 
 FLAT_BLOCK = 512  # numbers per program where the state is just a vector
-SCRATCH_BYTES = 52 * 2**20  # of the programs of the backward that run at a time: 12 per processor of an H100
+SCRATCH_BYTES = 33 * 2**20  # of the programs of the backward that run at a time: 8 per processor of an H100
 AHEAD = 8  # units whose states the carry loads at once; partial sums that are loaded at once
 PAIRS_BLOCK = 128  # numbers of the gradient of B per program
+LOCAL_STEPS = 8  # loaded ahead in the pass that finds what spans add
 BACKWARD_STATES = 8  # n at a time in the backward
 BACKWARD_STEPS = 4  # between the states that it keeps of a chunk
 RESIDENT_STATES = 16  # that its registers hold
@@ -84,7 +85,7 @@ def launch_forward(scan: Scan, *, save_states: bool, out: Tensor, added: Tensor 
     entering = None
     with _on_device(scan.x):
         if scan.span:
-            entering = scan.buffer(scan.units)
+            entering = scan.buffer(scan.units * scan.pieces)
             _launch_local(scan, scan.x, scan.B, entering, scan.initial, final, adjoint=False)
         tensors = {"x": scan.x, "B": scan.B, "C": scan.C, "D": scan.D, "initial": scan.initial, "added": added}
         tensors |= {"y": out, "saved": saved if save_states else None, "entering": entering, "final": final}
@@ -108,13 +109,13 @@ def _launch_local(
     *,
     adjoint: bool,
 ) -> None:
-    """Fill `ends` with the state that enters every unit (the adjoint that does so from behind), `final` with the last.
+    """Fill `ends` with the state that enters every piece (the adjoint that does so from behind), `final` with the last.
 
     Args:
         scan: The call.
         values: x, or the gradient of y.
         weights: B, or C.
-        ends: Written, (units, N, D).
+        ends: Written, (units * pieces, N, D).
         initial: State that enters a row, (rows, N, D), zero if None.
         final: Written: the state that leaves it.
         adjoint: Walk from the last step to the first.
@@ -124,13 +125,15 @@ def _launch_local(
 
     def constants() -> dict[str, object]:
         own = {"x_b": values.stride(0), "x_t": values.stride(1), "ADJOINT": adjoint}
+        own["STEPS"] = min(LOCAL_STEPS, scan.chunk)
         return scan.constants(gated=adjoint) | scan.strides("W", weights) | own
 
     key = (scan.key, values.stride(), adjoint)
-    launch(local_kernel, scan.units * scan.groups * scan.blocks, key, tensors, constants)
+    launch(local_kernel, scan.units * scan.pieces * scan.groups * scan.blocks, key, tensors, constants)
     size = final[0].numel()
     tensors = {"ends": ends, "totals": totals, "initial": initial, "final": final, "span_base": scan.span_base}
-    sizes = {"spans": scan.spans, "size": size, "ADJOINT": adjoint, "BLOCK": FLAT_BLOCK, "AHEAD": AHEAD, **FUSION}
+    sizes = {"spans": scan.spans * scan.pieces, "size": size, "ADJOINT": adjoint}
+    sizes |= {"BLOCK": FLAT_BLOCK, "AHEAD": AHEAD, **FUSION}
     launch(carry_kernel, scan.rows * cdiv(size, FLAT_BLOCK), key, tensors, lambda: sizes)
 
 
@@ -156,7 +159,7 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """Return the gradients of the nine floating arguments in their order, empty tensors for those that are None."""
     inputs = (x, dt, A, B, C, D, z, dt_bias, initial_state)
-    scan = prepare(*inputs, cu_seqlens, dt_softplus, reverse, chunk=chunk, span=span, wanted=WANTED_BACKWARD)
+    scan = prepare(*inputs, cu_seqlens, dt_softplus, reverse, chunk=chunk, span=span, backward=True)
     if chunk_states.shape[0] == 0:  # the forward was told that nobody would ask
         chunk_states = launch_forward(scan, save_states=True, out=torch.empty_like(scan.x))[1]
     grad_z = x.new_empty(0) if z is None else torch.empty(z.shape, dtype=z.dtype, device=z.device)
@@ -182,6 +185,7 @@ def launch_backward(
     *,
     grad_z: Tensor,
     added: Tensor | None = None,
+    adds: bool = True,
 ) -> tuple[Tensor | None, ...]:
     """Return the gradients in the order of the arguments.
 
@@ -191,14 +195,22 @@ def launch_backward(
         grad_y: Gradient of y, (B, L, D).
         grad_final: Gradient of the final states, (rows, D, N).
         grad_z: Written, the gradient of z.
-        added: (B, L, D) float32, joins the gradient of z.
+        added: (B, L, D), joins the gradient of z.
+        adds: Whether it does: no other kernel is compiled for a call that leaves it alone.
     """
     x, (batch, length, channels), state = scan.x, scan.x.shape, scan.A.shape[1]
     grad_y = unit_stride(grad_y)
     grad_final = None if grad_final is None else transposed(grad_final)
     grad_initial, resident = scan.buffer(scan.rows), state <= RESIDENT_STATES
     started = scan.span > 0 or grad_final is not None  # otherwise every adjoint begins as zero
-    adjoints = scan.buffer(scan.units) if started or not resident else None
+    adjoints = scan.buffer(scan.units * scan.pieces) if started or not resident else None
+    if scan.span and adjoints is not None:  # ahead of all other buffers: what it needs besides is free again
+        with _on_device(x):
+            _launch_local(scan, grad_y, scan.C, adjoints, grad_final, grad_initial, adjoint=True)
+    elif grad_final is not None and adjoints is not None:
+        adjoints.copy_(grad_final)
+    elif adjoints is not None:
+        adjoints.zero_()
     # the gradients of A (N rows), D and dt_bias (a row each), to be added over the parts
     parts = x.new_empty(scan.total_slots if scan.precise else scan.units, state + 2, channels, dtype=torch.float32)
     shape = (scan.blocks, batch, length, scan.groups * scan.directions, state, 2)
@@ -214,16 +226,10 @@ def launch_backward(
     programs = min(items, SCRATCH_BYTES // (4 * scratch_each))
     scratch = x.new_empty(programs, scratch_each, dtype=torch.float32)
     with _on_device(x):
-        if scan.span and adjoints is not None:
-            _launch_local(scan, grad_y, scan.C, adjoints, grad_final, grad_initial, adjoint=True)
-        elif grad_final is not None and adjoints is not None:
-            adjoints.copy_(grad_final)
-        elif adjoints is not None:
-            adjoints.zero_()
         tensors = {"x": x, "B": scan.B, "C": scan.C, "D": scan.D, "grad_y": grad_y, "saved": chunk_states}
         tensors |= {"adjoints": adjoints, "scratch": scratch, "added": added, "grad_initial": grad_initial}
         tensors |= {"grad_x": grad_x, "grad_dt": grad_dt, "grad_z": grad_z}
-        tensors |= {"parts": parts, "part_BC": part_BC} | scan.tensors()
+        tensors |= {"parts": parts, "part_BC": part_BC, "adds": int(adds)} | scan.tensors()
 
         def constants() -> dict[str, object]:
             own = {"x_b": x.stride(0), "x_t": x.stride(1), "grad_b": grad_y.stride(0), "grad_t": grad_y.stride(1)}
@@ -231,7 +237,9 @@ def launch_backward(
             own |= {} if BACKWARD_REGISTERS is None else {"maxnreg": BACKWARD_REGISTERS}
             own |= {"BLOCK_K": min(scan.block[0], BACKWARD_STATES)}
             weights = scan.strides("B", scan.B) | scan.strides("C", scan.C)
-            return scan.constants() | scan.sizes() | weights | own
+            made = scan.constants() | scan.sizes() | weights | own
+            made["reverse"] = int(made.pop("REVERSE"))  # one kernel for both: it is the one that takes long to compile
+            return made
 
         for first in range(0, items, programs):
             some = min(programs, items - first)
@@ -242,7 +250,7 @@ def launch_backward(
         tensors |= {"count": scan.blocks, "size": grad_B.numel()}
         sizes = {"BLOCK": PAIRS_BLOCK, "AHEAD": AHEAD, **FUSION}
         launch(sum_pairs_kernel, cdiv(grad_B.numel(), PAIRS_BLOCK), None, tensors, lambda: sizes)
-    summed = grad_x[0] if scan.directions == 1 else grad_x.sum(0, dtype=torch.float32)
+    summed = add_parts(grad_x, x)
     return summed, grad_dt, grad_A, grad_B, grad_C, grad_D, grad_z, grad_bias, grad_initial.mT
 
 

@@ -43,7 +43,7 @@ from .kernels_device_steps import (
 def forward_kernel(
     x, dt, A, B, C, D, z, dt_bias, initial, added, y, saved, entering, final,
     cu_seqlens, slot_base, span_base, span_row,
-    length, slots, span, spans, height, line, batches, groups, width, A_rows, D_rows, scale,
+    length, slots, span, spans, pieces, height, line, batches, groups, width, A_rows, D_rows, scale,
     x_b, x_t, dt_b, dt_k, dt_t, z_b, z_t, B_b, B_g, B_t, C_b, C_g, C_t,
     N: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -94,7 +94,7 @@ def forward_kernel(
     skip = load_parameter(D, (row % D_rows) * channels, d, here_d, BLOCK_D)
     bias = load_parameter(dt_bias, (row % DIRS) * channels, d, here_d, BLOCK_D)
     if PARALLEL:
-        state = load(entering + unit * channels * N + tile, here)
+        state = load(entering + unit * pieces * channels * N + tile, here)
     elif initial is not None:
         state = load(initial + row * channels * N + tile, here)
     else:
@@ -102,7 +102,7 @@ def forward_kernel(
 
     begin_i = (first * CHUNK).to(tl.int64 if WIDE else tl.int32)
     places = find_places(
-        0, begin_i, steps, count, direction, height, line, stride, wrap, STEPS, REVERSE, CODES, PLANE, WIDE
+        0, begin_i, steps, count, direction, height, line, REVERSE, stride, wrap, STEPS, CODES, PLANE, WIDE
     )
     here_0 = here_d & less(0, steps, d)
     xs = load_steps(x, places, x_t, here_0, False, STEPS)
@@ -117,10 +117,10 @@ def forward_kernel(
             if i % CHUNK == 0:
                 tl.store(saved + (base + first + i // CHUNK) * channels * N + tile, state, mask=here)
         places = find_places(
-            i, begin_i, steps, count, direction, height, line, stride, wrap, STEPS, REVERSE, CODES, PLANE, WIDE
+            i, begin_i, steps, count, direction, height, line, REVERSE, stride, wrap, STEPS, CODES, PLANE, WIDE
         )
         places_next = find_places(
-            i + STEPS, begin_i, steps, count, direction, height, line, stride, wrap, STEPS, REVERSE, CODES, PLANE, WIDE
+            i + STEPS, begin_i, steps, count, direction, height, line, REVERSE, stride, wrap, STEPS, CODES, PLANE, WIDE
         )
         xs_next = load_steps(x, places_next, x_t, here_d, EVEN, STEPS)
         dts_next = load_steps(dt, places_next, dt_t, here_d, EVEN, STEPS)
@@ -156,7 +156,7 @@ def forward_kernel(
 def local_kernel(
     x, dt, A, W, z, dt_bias, ends, totals,
     cu_seqlens, slot_base, span_base, span_row,
-    length, slots, span, spans, height, line, groups, width, A_rows, scale,
+    length, slots, span, spans, pieces, height, line, groups, width, A_rows, scale,
     x_b, x_t, dt_b, dt_k, dt_t, z_b, z_t, W_b, W_g, W_t,
     N: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -177,7 +177,7 @@ def local_kernel(
     EVEN: tl.constexpr,
     FULL: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Run one unit from zero: its end state and the product of its decays.
+    """Run one of the pieces of a unit from zero: its end state and the product of its decays.
 
     Forwards x is x and W is B. ADJOINT walks the unit from its last step, x is the gradient of y and W is C. The unit
     at which the walk along the row ends is left out: nobody asks what leaves it.
@@ -185,18 +185,23 @@ def local_kernel(
     PER_WORD: tl.constexpr = 1 if WORDS == 0 else 2
     program = tl.program_id(0).to(tl.int64)
     blocks = tl.cdiv(width, BLOCK_D)
-    unit = program // (groups * blocks)
+    piece = program // (groups * blocks)
+    unit = piece // pieces
     group, d, here_d = block_channels((program % (groups * blocks)).to(tl.int32), blocks, width, BLOCK_D)
     row, batch, begin, count, base, first = find_unit(
         unit, cu_seqlens, slot_base, span_base, span_row, length, slots, span, spans, PARALLEL, DIRS
     )
     channels = groups * width
     direction = (row % DIRS).to(tl.int32)
-    steps = count_steps(count, first, span, PARALLEL, CHUNK)
     if ADJOINT:
-        steps = tl.where(first > 0, steps, 0)
+        wanted = first > 0
     else:
-        steps = tl.where((first + span) * CHUNK < count, steps, 0)
+        wanted = (first + span) * CHUNK < count
+    share = tl.cdiv(span, pieces)
+    start = (piece - unit * pieces) * share
+    steps = count_steps(count, first + start, tl.maximum(tl.minimum(share, span - start), 0), PARALLEL, CHUNK)
+    steps = tl.where(wanted, steps, 0)
+    first += start
     stride, wrap = find_course(direction, height, line, REVERSE, CODES, PLANE)
     n = tl.arange(0, BLOCK_N)
     w = tl.arange(0, BLOCK_N // PER_WORD)
@@ -215,7 +220,7 @@ def local_kernel(
 
     begin_i = (first * CHUNK).to(tl.int64 if WIDE else tl.int32)
     places = find_places(
-        0, begin_i, steps, count, direction, height, line, stride, wrap, STEPS, REVERSE, CODES, PLANE, WIDE, ADJOINT
+        0, begin_i, steps, count, direction, height, line, REVERSE, stride, wrap, STEPS, CODES, PLANE, WIDE, ADJOINT
     )
     here_0 = here_d & less(0, steps, d)
     xs = load_steps(x, places, x_t, here_0, False, STEPS)
@@ -226,8 +231,8 @@ def local_kernel(
         gates = load_steps(z, places, z_t, here_0, False, STEPS)
     for i in range(0, steps, STEPS):
         places_next = find_places(
-            i + STEPS, begin_i, steps, count, direction, height, line, stride, wrap,
-            STEPS, REVERSE, CODES, PLANE, WIDE, ADJOINT,
+            i + STEPS, begin_i, steps, count, direction, height, line, REVERSE, stride, wrap,
+            STEPS, CODES, PLANE, WIDE, ADJOINT,
         )  # fmt: skip
         xs_next = load_steps(x, places_next, x_t, here_d, EVEN, STEPS)
         dts_next = load_steps(dt, places_next, dt_t, here_d, EVEN, STEPS)
@@ -253,10 +258,10 @@ def local_kernel(
         dts = dts_next
         Ws = Ws_next
         gates = gates_next
-    tl.store(ends + unit * channels * N + tile, state, mask=here)
+    tl.store(ends + piece * channels * N + tile, state, mask=here)
     # a growing system may overflow here, yet its product with a zero state is zero
     total = tl.minimum(power(elapsed[:, None] * rates, PRECISE), LARGEST)
-    tl.store(totals + unit * channels * N + tile, total, mask=here)
+    tl.store(totals + piece * channels * N + tile, total, mask=here)
 
 
 @triton.jit(do_not_specialize=SIZES)

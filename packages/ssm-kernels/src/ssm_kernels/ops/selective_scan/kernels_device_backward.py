@@ -141,7 +141,8 @@ def backward_kernel(
     x, dt, A, B, C, D, z, dt_bias, grad_y, saved, adjoints, scratch, added,
     grad_x, grad_dt, grad_z, parts, part_BC, grad_initial,
     cu_seqlens, slot_base, span_base, span_row,
-    first_program, length, slots, span, spans, height, line, batches, groups, width, A_rows, D_rows, scale,
+    first_program, adds, length, slots, span, spans, pieces, height, line, reverse, batches, groups, width,
+    A_rows, D_rows, scale,
     x_b, x_t, dt_b, dt_k, dt_t, z_b, z_t, B_b, B_g, B_t, C_b, C_g, C_t, grad_b, grad_t,
     N: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -154,7 +155,6 @@ def backward_kernel(
     WORDS: tl.constexpr,
     SOFTPLUS: tl.constexpr,
     PRECISE: tl.constexpr,
-    REVERSE: tl.constexpr,
     CODES: tl.constexpr,
     DIRS: tl.constexpr,
     PLANE: tl.constexpr,
@@ -186,7 +186,7 @@ def backward_kernel(
     channels = groups * width
     direction = (row % DIRS).to(tl.int32)
     steps = count_steps(count, first, span, PARALLEL, CHUNK)
-    stride, wrap = find_course(direction, height, line, REVERSE, CODES, PLANE)
+    stride, wrap = find_course(direction, height, line, reverse, CODES, PLANE)
     lane = tl.arange(0, BLOCK_D)
     t = tl.arange(0, STEPS)
     n = tl.arange(0, BLOCK_N)
@@ -216,7 +216,7 @@ def backward_kernel(
     shared = groups * DIRS
     part_BC += ((((block % blocks) * batches + batch) * length + begin) * shared + group + row % DIRS) * 2 * N
     if adjoints is not None:
-        adjoints += unit * channels * N
+        adjoints += (unit * pieces + pieces - 1) * channels * N
     A += (row % A_rows) * channels * N
     skip = load_parameter(D, (row % D_rows) * channels, d, here_d, BLOCK_D)
     bias = load_parameter(dt_bias, (row % DIRS) * channels, d, here_d, BLOCK_D)
@@ -252,7 +252,7 @@ def backward_kernel(
         state = load(saved + (base + first + chunk) * channels * N + tile, here)
         rates = exponent(load(A + tile, here), PRECISE)
         places = find_places(
-            0, begin_i, rest, count, direction, height, line, stride, wrap, STEPS, REVERSE, CODES, PLANE, WIDE
+            0, begin_i, rest, count, direction, height, line, reverse, stride, wrap, STEPS, CODES, PLANE, WIDE
         )
         at = along(t, places, STEPS)
         xs = load_tile(x, at, x_t, d, here_t, EVEN)
@@ -261,8 +261,8 @@ def backward_kernel(
         for s in range(0, walks - 1):
             tl.store(scratch + s * N * BLOCK_D + room, state, mask=here_room)
             places = find_places(
-                (s + 1) * STEPS, begin_i, rest, count, direction, height, line, stride, wrap,
-                STEPS, REVERSE, CODES, PLANE, WIDE,
+                (s + 1) * STEPS, begin_i, rest, count, direction, height, line, reverse, stride, wrap,
+                STEPS, CODES, PLANE, WIDE,
             )  # fmt: skip
             at = along(t, places, STEPS)
             xs_next = load_tile(x, at, x_t, d, here_t, EVEN)
@@ -290,8 +290,8 @@ def backward_kernel(
             else:
                 sums_A = sums_A + (tl.zeros([1], tl.float32),)
         places = find_places(
-            (walks - 1) * STEPS, begin_i, rest, count, direction, height, line, stride, wrap,
-            STEPS, REVERSE, CODES, PLANE, WIDE,
+            (walks - 1) * STEPS, begin_i, rest, count, direction, height, line, reverse, stride, wrap,
+            STEPS, CODES, PLANE, WIDE,
         )  # fmt: skip
         at = along(t, places, STEPS)
         xs = load_tile(x, at, x_t, d, here_t, EVEN)
@@ -380,8 +380,8 @@ def backward_kernel(
                         mask=(2 * n_0 + entry < 2 * N)[:, None] & kept[None, :],
                     )
             places = find_places(
-                (s - 1) * STEPS, begin_i, rest, count, direction, height, line, stride, wrap,
-                STEPS, REVERSE, CODES, PLANE, WIDE,
+                (s - 1) * STEPS, begin_i, rest, count, direction, height, line, reverse, stride, wrap,
+                STEPS, CODES, PLANE, WIDE,
             )  # fmt: skip
             at = along(t, places, STEPS)
             xs = load_tile(x, at, x_t, d, here_t, EVEN)
@@ -409,7 +409,7 @@ def backward_kernel(
                 out = stack(outs, t, STEPS) + skip[None, :] * value
                 grad_gate = grad * out * (sigma * (1.0 + gate * (1.0 - sigma)))
                 if added is not None:
-                    grad_gate += load(added + spot_t, alive)
+                    grad_gate += load(added + spot_t, alive & less(0, adds, spot_t))
                 tl.store(grad_z + spot_t, grad_gate.to(grad_z.dtype.element_ty), mask=alive)
             if not RESIDENT:
                 tl.debug_barrier()

@@ -12,7 +12,7 @@ register and constants; batch, length and the size of an image are not.
 
 # This is Triton's language: a branch on a constexpr is decided when compiling; the file is left out of pyright
 # (pyproject.toml).
-# ruff: noqa: E501, SIM102
+# ruff: noqa: E501, PLR0912, PLR0915, SIM102
 
 import triton
 import triton.language as tl
@@ -42,7 +42,7 @@ TENSORS = [
     "final",
 ]
 TENSORS += ["grad_y", "grad_final", "grad_x", "grad_dt", "grad_z", "part_BC", "sums", "grad_initial"]
-AHEAD = tl.constexpr(8)  # spans whose ends are loaded at once
+AHEAD = tl.constexpr(16)  # spans whose ends are loaded at once
 
 
 @triton.jit
@@ -99,15 +99,16 @@ def forward_walk(
         if saved is not None:
             if i % CHUNK == 0:
                 tl.store(saved + (i // CHUNK).to(tl.int64) * CHANNELS, state, mask=here)
-        place, offsets = locate(tl.minimum(i + T, last), t, count, height, line, magic, back, column, WAY, ORDER)
-        xs_next = load_tile(x, d, place, offsets, X_T, WAY)
-        dts_next = load_tile(dt, d, place, offsets, DT_T, WAY)
-        Bs_next = load_weights(B, place, offsets, B_T)
-        Cs_next = load_weights(C, place, offsets, C_T)
+        there, ahead = locate(tl.minimum(i + T, last), t, count, height, line, magic, back, column, WAY, ORDER)
+        xs_next = load_tile(x, d, there, ahead, X_T, WAY)
+        dts_next = load_tile(dt, d, there, ahead, DT_T, WAY)
+        Bs_next = load_weights(B, there, ahead, B_T)
+        Cs_next = load_weights(C, there, ahead, C_T)
         gates_next = xs_next
         if z is not None:
-            gates_next = load_tile(z, d, place, offsets, Z_T, WAY)
-        place, offsets = locate(i, t, count, height, line, magic, back, column, WAY, ORDER)
+            gates_next = load_tile(z, d, there, ahead, Z_T, WAY)
+        if WAY != 1:
+            place, offsets = locate(i, t, count, height, line, magic, back, column, WAY, ORDER)
         value = xs.to(tl.float32)
         delta, _ = time_steps(dts, bias[None, :], SOFTPLUS, PRECISE)
         a = power(delta * rates[None, :], PRECISE)
@@ -132,6 +133,8 @@ def forward_walk(
         Bs = Bs_next
         Cs = Cs_next
         gates = gates_next
+        if WAY == 1:
+            offsets = ahead
     return state
 
 

@@ -2,7 +2,7 @@
 
 # This is Triton's language: a branch on a constexpr is decided when compiling; the file is left out of pyright
 # (pyproject.toml).
-# ruff: noqa: E501, PLR0915, SIM102
+# ruff: noqa: E501, PLR0912, PLR0915, SIM102
 
 import triton
 import triton.language as tl
@@ -105,18 +105,19 @@ def backward_walk(
         gates = load_tile(z, d, place, offsets, Z_T, WAY)
     for turn in range(0, tiles):
         tile = tiles - 1 - turn
-        place, offsets = locate(
+        there, ahead = locate(
             begin + tl.maximum(tile - 1, 0) * T, t, count, height, line, magic, back, column, WAY, ORDER
         )
-        xs_next = load_tile(x, d, place, offsets, X_T, WAY)
-        dts_next = load_tile(dt, d, place, offsets, DT_T, WAY)
-        gs_next = load_tile(grad_y, d, place, offsets, GRAD_T, WAY)
-        Bs_next = load_weights(B, place, offsets, B_T)
-        Cs_next = load_weights(C, place, offsets, C_T)
+        xs_next = load_tile(x, d, there, ahead, X_T, WAY)
+        dts_next = load_tile(dt, d, there, ahead, DT_T, WAY)
+        gs_next = load_tile(grad_y, d, there, ahead, GRAD_T, WAY)
+        Bs_next = load_weights(B, there, ahead, B_T)
+        Cs_next = load_weights(C, there, ahead, C_T)
         gates_next = xs_next
         if z is not None:
-            gates_next = load_tile(z, d, place, offsets, Z_T, WAY)
-        place, offsets = locate(begin + tile * T, t, count, height, line, magic, back, column, WAY, ORDER)
+            gates_next = load_tile(z, d, there, ahead, Z_T, WAY)
+        if WAY != 1:
+            place, offsets = locate(begin + tile * T, t, count, height, line, magic, back, column, WAY, ORDER)
         state = tl.reduce(tl.where((k == tile)[:, None], starts, 0.0), 0, _sum_combine)
         value = xs.to(tl.float32)
         into = Bs.to(tl.float32)[:, None]
@@ -171,6 +172,8 @@ def backward_walk(
         Bs = Bs_next
         Cs = Cs_next
         gates = gates_next
+        if WAY == 1:
+            offsets = ahead
     return passed, sum_A, sum_D, sum_bias
 
 

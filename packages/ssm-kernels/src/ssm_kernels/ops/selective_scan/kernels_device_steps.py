@@ -15,9 +15,10 @@ LOG2_E = tl.constexpr(1.4426950408889634)
 CUT_OFF = tl.constexpr(2.0**-25)
 
 # not specialised on: a new value compiles nothing, and nobody may conclude how states are aligned
-SIZES = ["first_program", "length", "slots", "span", "spans", "height", "line", "batches", "width", "A_rows", "D_rows"]
-SIZES += ["size", "count", "x_b", "x_t", "dt_b", "dt_k", "dt_t", "z_b", "z_t", "grad_b", "grad_t"]
-SIZES += ["B_b", "B_g", "B_t", "C_b", "C_g", "C_t", "W_b", "W_g", "W_t"]  # a size of 1 may come with any stride
+SIZES = ["first_program", "adds", "length", "slots", "span", "spans", "pieces", "height", "line", "reverse", "batches"]
+SIZES += ["width", "A_rows", "D_rows", "size", "count", "x_b", "x_t", "dt_b", "dt_k", "dt_t", "z_b", "z_t"]
+SIZES += ["grad_b", "grad_t", "B_b", "B_g", "B_t", "C_b", "C_g", "C_t"]
+SIZES += ["W_b", "W_g", "W_t"]  # a size of 1 may come with any stride
 STATES = [
     "A",
     "initial",
@@ -189,7 +190,7 @@ def block_channels(block, blocks_per_group, width, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def find_course(direction, height, line, REVERSE: tl.constexpr, CODES: tl.constexpr, PLANE: tl.constexpr):
+def find_course(direction, height, line, reverse, CODES: tl.constexpr, PLANE: tl.constexpr):
     """Return the step from place to place and the correction at the end of a column.
 
     Two bits of CODES per direction: the lower for columns, the upper for reversed. A line is a row of the image.
@@ -201,7 +202,7 @@ def find_course(direction, height, line, REVERSE: tl.constexpr, CODES: tl.conste
         stride = sign * (1 + down * (line - 1))
         wrap = sign * down * (1 - height * line)
     else:
-        stride = direction * 0 + (-1 if REVERSE else 1)
+        stride = direction * 0 + 1 - 2 * reverse
         wrap = stride * 0
     return stride, wrap
 
@@ -213,7 +214,7 @@ def find_place(
     direction,
     height,
     line,
-    REVERSE: tl.constexpr,
+    reverse,
     CODES: tl.constexpr,
     PLANE: tl.constexpr,
     WIDE: tl.constexpr,
@@ -223,10 +224,8 @@ def find_place(
         code = (CODES >> (2 * direction)) & 3
         i = tl.where((code & 2) != 0, count - 1 - i, i)
         p = tl.where((code & 1) != 0, (i % height) * line + i // height, i)
-    elif REVERSE:
-        p = count - 1 - i
     else:
-        p = i
+        p = tl.where(reverse != 0, count - 1 - i, i)
     return p.to(tl.int64) if WIDE else p.to(tl.int32)
 
 
@@ -241,8 +240,8 @@ def onwards(p, stride, wrap, area, more, PLANE: tl.constexpr):
 
 @triton.jit
 def find_places(
-    i, begin_i, steps, count, direction, height, line, stride, wrap,
-    STEPS: tl.constexpr, REVERSE: tl.constexpr, CODES: tl.constexpr, PLANE: tl.constexpr, WIDE: tl.constexpr,
+    i, begin_i, steps, count, direction, height, line, reverse, stride, wrap,
+    STEPS: tl.constexpr, CODES: tl.constexpr, PLANE: tl.constexpr, WIDE: tl.constexpr,
     BACK: tl.constexpr = False,
 ):  # fmt: skip
     """Return the places of steps i, i + 1, ... of the `steps` from begin_i on, BACK counted from their end.
@@ -253,11 +252,11 @@ def find_places(
     last = tl.maximum(steps - 1, 0)
     i = tl.minimum(tl.maximum(i, 0), last)
     if BACK:
-        p = find_place(begin_i + last - i, count, direction, height, line, REVERSE, CODES, PLANE, WIDE)
+        p = find_place(begin_i + last - i, count, direction, height, line, reverse, CODES, PLANE, WIDE)
         stride = -stride
         wrap = -wrap
     else:
-        p = find_place(begin_i + i, count, direction, height, line, REVERSE, CODES, PLANE, WIDE)
+        p = find_place(begin_i + i, count, direction, height, line, reverse, CODES, PLANE, WIDE)
     places = ()
     for j in tl.static_range(STEPS):
         places = places + (p,)

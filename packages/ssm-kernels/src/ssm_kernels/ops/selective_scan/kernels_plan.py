@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 ENOUGH_PROGRAMS = 1024  # from here on rows alone fill a GPU; with fewer, long rows are cut into spans
-SHORT_ROW = 4  # chunks; shorter rows gain nothing from being cut
 WANTED_PROGRAMS = 1584  # of a scan that is cut: 12 per processor of an H100, as many as registers allow
 WANTED_BACKWARD = 1056  # its programs take all registers that there are: 8 per processor
+WANTED_LOCAL = 3168  # of the pass ahead of it, which needs fewer registers and may cut finer
 WANTED_SHORT_PROGRAMS = 4224  # where the states are small and a program needs few registers
 LANES = 32  # channels per program: one per thread of a warp
 STATE_PER_WARP = 1024  # numbers of a state that one warp holds
@@ -48,6 +48,7 @@ class Scan:
     rows: int
     slots: int
     span: int  # chunks per unit, 0: a unit is a row
+    pieces: int  # of a unit, in the pass that finds what units add to a zero state
     chunk: int
     codes: tuple[int, ...] | None  # of the directions in two dimensions
     height: int
@@ -134,6 +135,7 @@ class Scan:
             "slots": self.slots,
             "span": self.span,
             "spans": self.spans,
+            "pieces": self.pieces,
             "height": self.height,
             "line": self.line,
             "groups": self.groups,
@@ -199,7 +201,7 @@ def prepare(
     *,
     chunk: int,
     span: int | None = None,
-    wanted: int | None = None,
+    backward: bool = False,
     scale: float = 1.0,
     codes: tuple[int, ...] | None = None,
     height: int = 0,
@@ -222,7 +224,7 @@ def prepare(
         reverse: Whether the scan runs from the last step.
         chunk: Steps per chunk, a power of two.
         span: Chunks of a row per program, 0 for whole rows; None decides by size.
-        wanted: Programs, if rows alone are too few; None for what suits the forward.
+        backward: Cut for the kernels of the backward.
         scale: Factor of y.
         codes: Of the directions of an image: 0 along rows, 1 down columns, 2 and 3 the same reversed.
         height: Of the image.
@@ -238,8 +240,11 @@ def prepare(
         cu_seqlens = cu_seqlens.long().contiguous()
         rows = cu_seqlens.shape[0] - 1
     groups = 1 if codes is not None else B.shape[2]
+    width = channels // groups
+    programs = rows * groups * cdiv(width, LANES)
     if span is None:
-        span = _span(rows, groups, channels, state, length if cu_seqlens is None else length // rows, chunk, wanted)
+        mean = length if cu_seqlens is None else length // rows
+        span = _span(programs, cdiv(mean, chunk), state, backward)
     slot_base = span_base = span_row = None
     if cu_seqlens is not None:
         slots_of = (cu_seqlens.diff() + (chunk - 1)) // chunk
@@ -248,6 +253,10 @@ def prepare(
             span_base = torch.nn.functional.pad((slots_of + (span - 1)) // span, (1, 0)).cumsum(0)
             every = torch.arange(length // (chunk * span) + rows, device=x.device)
             span_row = torch.searchsorted(span_base[1:], every, right=True).clamp_(max=rows - 1)
+    pieces = 1
+    if span and cu_seqlens is None:  # the last unit of a row adds nothing that anybody asks for
+        found = programs * (cdiv(slots, span) - 1)
+        pieces = max(1, min(span, WANTED_LOCAL // max(found, 1)))
     tensors = (
         unit_stride(x),
         unit_stride(dt),
@@ -260,20 +269,21 @@ def prepare(
         None if initial_state is None else transposed(initial_state),
         cu_seqlens,
     )
-    sizes = (words, align, rows, slots, span, chunk, codes, height, line, dt_softplus, reverse, scale)
+    sizes = (words, align, rows, slots, span, pieces, chunk, codes, height, line, dt_softplus, reverse, scale)
     kinds = tuple([None if t is None else (t.dtype, t.shape, t.stride()) for t in tensors])
     return Scan(*tensors, slot_base, span_base, span_row, *sizes, (kinds, sizes))
 
 
-def _span(rows: int, groups: int, channels: int, state: int, length: int, chunk: int, wanted: int | None) -> int:
-    """Return the chunks per unit, 0 for whole rows."""
-    programs = rows * groups * cdiv(channels // groups, LANES)
-    slots = cdiv(length, chunk)
-    if slots <= SHORT_ROW or programs >= ENOUGH_PROGRAMS:
+def _span(programs: int, slots: int, state: int, backward: bool) -> int:
+    """Return the chunks per unit, 0 for whole rows.
+
+    A cut row takes two walks along a span in the place of one along the row; ahead of the backward the first is short.
+    """
+    if programs >= ENOUGH_PROGRAMS:
         return 0
-    if wanted is None:
-        wanted = WANTED_SHORT_PROGRAMS if state <= 4 else WANTED_PROGRAMS
-    return cdiv(slots, max(2, wanted // programs))
+    wanted = WANTED_SHORT_PROGRAMS if state <= 4 else WANTED_PROGRAMS
+    span = cdiv(slots, max(2, (WANTED_BACKWARD if backward else wanted) // programs))
+    return span if span * (3 if backward else 4) < 2 * slots else 0
 
 
 def _words(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor, int, int]:

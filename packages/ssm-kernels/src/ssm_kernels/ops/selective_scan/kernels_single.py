@@ -19,12 +19,13 @@ from ..launch import launch
 from .kernels import like
 from .kernels_device_single import forward_kernel, local_kernel
 from .kernels_device_single_backward import backward_kernel
-from .kernels_device_single_sums import split_kernel, sum_kernel
+from .kernels_device_single_sums import finish_kernel
 from .kernels_plan import cdiv, parameter, partial_dtype
 from .kernels_single_plan import Single, along, prepare, suits
+from .kernels_sums import SUM_BLOCK
 
-SUM_BLOCK = 2048  # numbers per program where partial results are added
-SPLIT_BLOCK = 512  # numbers per program where the gradients of B and C are
+SPLIT_BLOCK = 256  # numbers per program where the gradients of B and C are
+UNITS, UNIT_WIDTH = 32, 32  # sums over time and channels that a program adds at a time
 
 
 def forward(
@@ -181,7 +182,7 @@ def launch_backward(
         grad_z: Written, the gradient of z.
         added: (B, L, D) float32, joins the gradient of z.
     """
-    x, (batch, length, channels) = scan.x, scan.x.shape
+    x, (batch, length) = scan.x, scan.x.shape[:2]
     grad_y = along(grad_y)
     if scan.plane and length * grad_y.stride(1) >= 1 << 31:
         grad_y = grad_y.contiguous()
@@ -234,39 +235,69 @@ def launch_backward(
         scan.constants(scan.z) | constants,
     )
     grad_B, grad_C = (torch.empty(t.shape, dtype=t.dtype, device=x.device) for t in (scan.B, scan.C))
-    size = grad_B.numel()
-    _launch(
-        split_kernel,
-        cdiv(size, SPLIT_BLOCK),
-        {"parts": part_BC, "grad_B": grad_B, "grad_C": grad_C, "size": size},
-        {"BLOCKS": scan.blocks, "BLOCK": SPLIT_BLOCK, "num_warps": 4, "enable_fp_fusion": True},
-    )
-    sum_A, sum_D, sum_bias = _sum_units(scan, sums.view(3, scan.rows, scan.spans, channels))
-    summed = grad_x[0] if directions == 1 else add_parts(grad_x, torch.empty(x.shape, dtype=x.dtype, device=x.device))
+    summed = grad_x[0] if directions == 1 else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    sum_A, sum_D, sum_bias = _finish(scan, sums, part_BC, grad_B, grad_C, grad_x, summed)
     return summed, grad_dt, sum_A, grad_B, grad_C, sum_D, grad_z, sum_bias, grad_initial
 
 
-def _sum_units(scan: Single, sums: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Add the sums over time of A, D and the bias, (3, rows, spans, D), over all rows that share a parameter."""
-    kinds = [0 if t is None else t.shape[0] for t in (scan.A, scan.D)]
-    kinds.append(0 if scan.dt_bias is None else len(scan.codes))
-    if len(set(kinds) - {0}) == 1:  # at once
-        found = list(sums.view(3, -1, kinds[0], *sums.shape[2:]).sum((1, 3)).unbind(0))
+def _finish(
+    scan: Single, sums: Tensor, part_BC: Tensor, grad_B: Tensor, grad_C: Tensor, grad_x: Tensor, summed: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Add partial sums up in one launch, in a fixed order; return the gradients of A, D and the bias.
+
+    Args:
+        scan: The call.
+        sums: Over time, of A, D and the bias, (3 * rows * spans, D).
+        part_BC: Of the gradients of B and C, (blocks, B, L, groups or directions, 2).
+        grad_B: Written.
+        grad_C: Written.
+        grad_x: One per direction.
+        summed: Written, the sum of those; in one dimension it is `grad_x`, and left alone.
+    """
+    channels, several = scan.x.shape[2], len(scan.codes) > 1
+    rows = [0 if t is None else t.shape[0] for t in (scan.A, scan.D)]
+    rows.append(0 if scan.dt_bias is None else len(scan.codes))
+    alike = len(set(rows) - {0}) == 1  # else parameters of the batch and of the layer: rare, and left to torch
+    kinds = rows[0]
+    found = scan.buffer(3 * kinds)
+    units = 3 * kinds * cdiv(channels, UNIT_WIDTH) if alike else 0
+    splits = cdiv(grad_B.numel(), SPLIT_BLOCK)
+    arguments = {
+        "sums": sums,
+        "summed": found,
+        "part_BC": part_BC,
+        "grad_B": grad_B,
+        "grad_C": grad_C,
+        "parts": grad_x if several else None,
+        "out": summed if several else None,
+        "size": summed.numel(),
+        "weights": grad_B.numel(),
+        "unit_programs": units,
+        "split_programs": splits,
+        "channels": channels,
+        "batches": scan.rows // kinds,
+        "kinds": kinds,
+        "spans": scan.spans,
+    }
+    constants = {
+        "KINDS": len(scan.codes),
+        "BLOCKS": scan.blocks,
+        "BLOCK": SUM_BLOCK,
+        "SPLIT": SPLIT_BLOCK,
+        "UNITS": UNITS,
+        "WIDTH": UNIT_WIDTH,
+        "num_warps": 4,
+        "enable_fp_fusion": True,
+    }
+    _launch(finish_kernel, units + splits + (cdiv(summed.numel(), SUM_BLOCK) if several else 0), arguments, constants)
+    if alike:
+        sum_A, sum_D, sum_bias = found.view(3, kinds, channels).unbind(0)
     else:
-        found = [part.view(-1, max(n, 1), *part.shape[1:]).sum((0, 2)) for n, part in zip(kinds, sums, strict=True)]
-    sum_A, sum_D, sum_bias = (part if n else None for n, part in zip(kinds, found, strict=True))
-    assert sum_A is not None
-    return sum_A, sum_D, sum_bias
-
-
-def add_parts(parts: Tensor, out: Tensor) -> Tensor:
-    """Add the partial results of K directions, (K, ...), in their order, into `out`; return it."""
-    if parts.shape[0] == 1 and parts.dtype == out.dtype:
-        return parts[0]
-    size = out.numel()
-    constants = {"KINDS": parts.shape[0], "BLOCK": SUM_BLOCK, "num_warps": 8, "enable_fp_fusion": True}
-    _launch(sum_kernel, cdiv(size, SUM_BLOCK), {"parts": parts, "out": out, "size": size}, constants)
-    return out
+        each = sums.view(3, scan.rows, scan.spans, channels)
+        sum_A, sum_D, sum_bias = (
+            part.view(-1, max(n, 1), *part.shape[1:]).sum((0, 2)) for n, part in zip(rows, each, strict=True)
+        )
+    return sum_A, sum_D if rows[1] else None, sum_bias if rows[2] else None
 
 
 def _launch(

@@ -13,7 +13,6 @@ LANES = 32  # channels per program: one per thread of a warp
 TILE = 8  # steps that a thread holds in registers, as many again are under way
 ENOUGH_PROGRAMS = 1024  # from here on rows alone fill a GPU; with fewer, long rows are cut into spans
 WANTED_PROGRAMS = 2112  # of a scan that is cut: 16 per processor of an H100
-SHORT_ROW = 4  # chunks; shorter rows gain nothing from being cut
 TALLEST = 1 << 15  # lines of an image, for the product that stands for a division by their number
 OPTIONS = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}  # the kernels load ahead by themselves
 
@@ -203,10 +202,11 @@ def prepare(
 
 
 def _span(programs: int, slots: int) -> int:
-    """Return the chunks per program, 0 for whole rows."""
-    if slots <= SHORT_ROW or programs >= ENOUGH_PROGRAMS:
+    """Return the chunks per program, 0 for whole rows: a cut row takes two walks along a span, not one along it."""
+    if programs >= ENOUGH_PROGRAMS:
         return 0
-    return cdiv(slots, max(2, WANTED_PROGRAMS // programs))
+    span = cdiv(slots, max(2, WANTED_PROGRAMS // programs))
+    return span if 2 * span < slots else 0
 
 
 def along(t: Tensor, unit: bool = True) -> Tensor:

@@ -16,6 +16,7 @@ from ..selective_scan.kernels import launch_backward, launch_forward, like
 from ..selective_scan.kernels_plan import Scan, partial_dtype, prepare
 from ..selective_scan.kernels_single_plan import Single, suits
 from ..selective_scan.kernels_single_plan import prepare as prepare_single
+from ..selective_scan.kernels_sums import add_parts
 
 
 def _pixels(t: Tensor) -> Tensor:
@@ -42,13 +43,13 @@ def _prepare(
     codes: Sequence[int],
     chunk: int,
     span: int | None,
+    backward: bool = False,
 ) -> Scan:
     x, dt, A, B, C, D, dt_bias = inputs
     x, dt, B, C, height, line = _pixels(x), _pixels(dt), _pixels(B), _pixels(C), x.shape[1], x.shape[2]
     rest = (D, None, dt_bias, None, None, softplus, False)
-    return prepare(
-        x, dt, A, B, C, *rest, chunk=chunk, span=span, codes=tuple(codes), height=height, line=line
-    )  # fmt: skip
+    options = {"chunk": chunk, "span": span, "backward": backward}
+    return prepare(x, dt, A, B, C, *rest, **options, codes=tuple(codes), height=height, line=line)
 
 
 def _prepare_single(
@@ -62,9 +63,8 @@ def _prepare_single(
     x, dt, A, B, C, D, dt_bias = inputs
     x, dt, B, C, height, line = _pixels(x), _pixels(dt), _pixels(B), _pixels(C), x.shape[1], x.shape[2]
     rest = (D, None, dt_bias, None, softplus, False)
-    return prepare_single(
-        x, dt, A, B, C, *rest, chunk=chunk, span=span, codes=tuple(codes), height=height, line=line
-    )  # fmt: skip
+    shape = {"codes": tuple(codes), "height": height, "line": line}
+    return prepare_single(x, dt, A, B, C, *rest, chunk=chunk, span=span, **shape)
 
 
 def forward(
@@ -103,12 +103,10 @@ def forward(
     if _suits(x, dt, A, B, C):
         scan = _prepare_single(inputs, dt_softplus, codes, chunk, span)
         _, saved = single.launch_forward(scan, save_states=save_states, out=parts)
-        y = single.add_parts(parts, torch.empty(x.shape, dtype=x.dtype, device=x.device))
     else:
         scan = _prepare(inputs, dt_softplus, codes, chunk, span)
         _, saved = launch_forward(scan, save_states=save_states, out=parts)
-        y = parts[0] if len(codes) == 1 else torch.sum(parts, 0, dtype=torch.float32).to(x.dtype)
-    return y, saved.view(saved.shape[0], *A.shape[1:])
+    return add_parts(parts, x), saved.view(saved.shape[0], *A.shape[1:])
 
 
 def backward(
@@ -138,7 +136,7 @@ def backward(
             chunk_states = single.launch_forward(one, save_states=True, out=parts)[1]
         grads = single.launch_backward(one, chunk_states, grad_y, None, grad_z=none)
     else:
-        scan = _prepare(inputs, dt_softplus, codes, chunk, span)
+        scan = _prepare(inputs, dt_softplus, codes, chunk, span, backward=True)
         if unsaved:
             parts = _parts(x, len(codes))
             chunk_states = launch_forward(scan, save_states=True, out=parts)[1]

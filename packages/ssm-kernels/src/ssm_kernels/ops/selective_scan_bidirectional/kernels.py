@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..selective_scan import kernels_single as single
 from ..selective_scan.kernels import launch_backward, launch_forward, like
-from ..selective_scan.kernels_plan import Scan, prepare
+from ..selective_scan.kernels_plan import Scan, partial_dtype, prepare
 from ..selective_scan.kernels_single_plan import Single, suits
 from ..selective_scan.kernels_single_plan import prepare as prepare_single
 
@@ -30,7 +30,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y and the saved states of both directions."""
     x, scale = ahead[0], 0.5 if average else 1.0
-    half = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+    half = torch.empty(x.shape, dtype=partial_dtype(x.dtype), device=x.device)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     states = _forward(ahead, None, dt_softplus, False, chunk, span, 1.0, save_states, half, None)
     states_b = _forward(behind, z, dt_softplus, True, chunk, span, scale, save_states, y, half)
@@ -75,7 +75,7 @@ def backward(
     x, scale = ahead[0], 0.5 if average else 1.0
     half = grad_z = x.new_empty(0)
     if z is not None:
-        half = torch.empty(z.shape, dtype=torch.float32, device=z.device)
+        half = torch.empty(z.shape, dtype=partial_dtype(z.dtype), device=z.device)
         grad_z = torch.empty(z.shape, dtype=z.dtype, device=z.device)
     options = (chunk, span, scale)
     grads = _backward(ahead, z, dt_softplus, False, *options, states, grad_y, half, None)
@@ -102,7 +102,9 @@ def _backward(
     if suits(direction[2]):
         scan = _prepare_single(direction, z, *options)
         return single.launch_backward(scan, states, grad_y, None, grad_z=grad_z, added=added)
-    return launch_backward(_prepare(direction, z, *options), states, grad_y, None, grad_z=grad_z, added=added)
+    scan = _prepare(direction, z, *options, backward=True)
+    buffer = grad_z if z is not None and added is None else added  # the same kernel serves both directions
+    return launch_backward(scan, states, grad_y, None, grad_z=grad_z, added=buffer, adds=added is not None)
 
 
 def _prepare_single(
@@ -128,6 +130,7 @@ def _prepare(
     chunk: int,
     span: int | None,
     scale: float,
+    backward: bool = False,
 ) -> Scan:
     x, dt, A, B, C, D, dt_bias = direction
     return prepare(
@@ -145,6 +148,7 @@ def _prepare(
         reverse,
         chunk=chunk,
         span=span,
+        backward=backward,
         scale=scale,
     )
 
