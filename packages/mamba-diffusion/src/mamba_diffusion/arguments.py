@@ -99,8 +99,10 @@ class ReconstructOptions(SamplingOptions):
         out: Folder for mean, spread, quantiles and samples as PNG, NPZ and NetCDF.
         overwrite: Replace its files.
         example: Without points: this held-out map of the data extra, by number.
+        steps: Of the sampler.
     """
 
+    steps: int = 5
     grid: str | None = None
     at: Path | None = None
     extent: str | None = None
@@ -143,7 +145,7 @@ class FieldOptions(SamplingOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(FieldOptions):
-    """Options of `mamba-diffusion evaluate`.
+    """Options of `mamba-diffusion evaluate`; `--weights none` measures only the classical methods.
 
     Attributes:
         baselines: Which classical methods are measured beside the model, such as nearest,linear,rbf,kriging; none.
@@ -252,7 +254,9 @@ class BenchmarkOptions:
         precision: Of the network's arithmetic.
         repeats: Timed runs after one to warm up; the median counts.
         out: JSON file for the rows.
-        overwrite: Replace it.
+        plot: PNG file for the times over the queries.
+        read: JSON files of earlier runs, with commas between, whose rows are shown and drawn; nothing is timed then.
+        overwrite: Replace the files.
         json: Print JSON.
     """
 
@@ -266,6 +270,8 @@ class BenchmarkOptions:
     precision: Literal["fp32", "bf16"] = "fp32"
     repeats: int = 3
     out: Path | None = None
+    plot: Path | None = None
+    read: str | None = None
     overwrite: bool = False
     json: bool = False
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -105,6 +107,37 @@ def _step(model: SparseField, coords: torch.Tensor, values: torch.Tensor, places
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def read_rows(files: list[Path]) -> dict[str, Any]:
+    """Return what `benchmark` returned in earlier runs, their rows together.
+
+    Raises:
+        ValueError: A file cannot be read, or the runs differ in the number of steps.
+    """
+    try:
+        found = [json.loads(file.read_text()) for file in files]
+        rows = [row for record in found for row in record["rows"]]
+        steps = {record["steps"] for record in found}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--read: must be JSON files of --out, got {error}") from error
+    if len(steps) > 1 or not rows:
+        raise ValueError(f"--read: the files must have rows of one number of steps, got {sorted(steps)}")
+    return {**found[0], "rows": rows}
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw times over queries, a curve for each preset and number of sensors."""
+    from .figures import lines
+
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    for row in sorted(rows, key=lambda r: r["queries"]):
+        if row["ms"] is not None:
+            x, y = curves.setdefault(f"{row['preset']}, {row['sensors']:,} sensors", ([], []))
+            x.append(row["queries"])
+            y.append(row["ms"])
+    title = "training step" if rows[0]["train"] else "one sample"
+    lines(curves, path, x="queries (log)", y="ms (log)", title=title)
 
 
 def crossover(rows: list[dict[str, Any]], ours: str, other: str) -> int | None:

@@ -160,12 +160,18 @@ def evaluate_command(options: EvaluateOptions) -> int:
     for name in names:
         if name not in BASELINES:
             raise ValueError(f"--baselines: must be none or among {', '.join(BASELINES)}, got {name}")
+    if options.weights == "none" and not names:
+        raise ValueError("--baselines: none and --weights none leave nothing to measure; give one of them")
     if options.out is not None:
         check_free([options.out], overwrite=options.overwrite)
-    model, device = load(options, options.weights, default_weights(options))
-    parts = parts_of(options)
-    label = str(options.weights or default_weights(options))
-    results = {label: evaluate_model(model, parts, device, options.prediction())}
+    results = {}
+    if options.weights == "none":
+        parts = parts_of(options)
+    else:
+        model, device = load(options, options.weights, default_weights(options))
+        parts = parts_of(options)
+        label = str(options.weights or default_weights(options))
+        results[label] = evaluate_model(model, parts, device, options.prediction())
     results |= {name: evaluate_baseline(name, parts) for name in names}
     record = {"settings": settings_of(options), "results": results}
     if options.out is not None:
@@ -311,24 +317,26 @@ def info_command(options: InfoOptions) -> int:
 
 def benchmark_command(options: BenchmarkOptions) -> int:
     """Run `mamba-diffusion benchmark`."""
-    from .benchmark import benchmark, crossover
+    from .benchmark import benchmark, crossover, draw, read_rows
     from .device import check_free
     from .grids import parse_grid
 
-    if options.out is not None:
-        check_free([options.out], overwrite=options.overwrite)
-    grids = [parse_grid(text, 2) for text in options.queries.split(",")]
-    names = [options.preset] + ([options.against] if options.against else [])
-    result = benchmark(
-        names,
-        sensors=options.sensors,
-        grids=grids,
-        steps=options.steps,
-        train=options.train,
-        device=options.device,
-        precision=options.precision,
-        repeats=options.repeats,
-    )
+    check_free([f for f in (options.out, options.plot) if f is not None], overwrite=options.overwrite)
+    if options.read is not None:
+        result = read_rows([Path(name) for name in options.read.split(",")])
+    else:
+        result = benchmark(
+            [options.preset] + ([options.against] if options.against else []),
+            sensors=options.sensors,
+            grids=[parse_grid(text, 2) for text in options.queries.split(",")],
+            steps=options.steps,
+            train=options.train,
+            device=options.device,
+            precision=options.precision,
+            repeats=options.repeats,
+        )
+    if options.plot is not None:
+        draw(result["rows"], options.plot)
     if options.against:
         result["crossover_queries"] = crossover(result["rows"], options.preset, options.against)
     if options.out is not None:
@@ -336,8 +344,9 @@ def benchmark_command(options: BenchmarkOptions) -> int:
     if options.json:
         print_json(result)
         return 0
-    what = "training step of 64 fields" if options.train else f"sample, {2 * options.steps} evaluations"
-    print(f"{what}, {options.sensors} sensors, {options.precision} on {result['environment'].get('GPU') or 'CPU'}")
+    first = result["rows"][0]
+    what = "training step of 64 fields" if first["train"] else f"sample, {2 * result['steps']} evaluations"
+    print(f"{what}, {first['sensors']} sensors, {first['precision']} on {result['environment'].get('GPU') or 'CPU'}")
     print(f"{'preset':<14}{'queries':>10}{'ms':>12}{'GB':>8}")
     for row in result["rows"]:
         ms = row.get("error", "")[:60] if row["ms"] is None else f"{row['ms']:.1f}"
