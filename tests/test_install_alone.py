@@ -3,6 +3,7 @@
 Everything is installed offline from the wheels just built and uv's cache, which `uv sync` has filled.
 """
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -45,12 +46,12 @@ def install(uv, wheels, tmp_path_factory):
     return make
 
 
-def run(venv: Path, *command: str) -> str:
+def run(venv: Path, *command: str, cwd: Path | None = None) -> str:
     """Run a program of the environment with no trace of this checkout; return what it prints."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "TRITON", "VIRTUAL_ENV"))}
     program = venv / "bin" / command[0]
     done = subprocess.run(
-        [str(program), *command[1:]], cwd=venv, env=clean, capture_output=True, text=True, check=False
+        [str(program), *command[1:]], cwd=cwd or venv, env=clean, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -61,13 +62,20 @@ def installed(uv, venv: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("package", [name for name in PACKAGES if name not in ("ssm-kernels", "hybrid-sr")])
-def test_young_package_imports_alone(install, uv, package):
+def test_trainer_works_alone(install, uv, package, workspace, tmp_path):
+    """The console script trains for a step on pictures, with the command that docs/packages.md measures."""
     venv = install(package)
     names = installed(uv, venv)
     assert {package, "ssm-kernels"} <= names
     assert not names & (NOT_HERE[package] | (set(PACKAGES) - {package, "ssm-kernels"}))
     module = package.replace("-", "_")
     assert run(venv, "python", "-c", f"import {module}; print({module}.__version__)").strip() == "0.1.0"
+    spec = importlib.util.spec_from_file_location("measure_packages", workspace / "tools" / "measure_packages.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    tool.prepare(tmp_path)
+    run(venv, *tool.VERBS[package].split(), cwd=tmp_path)
+    assert (tmp_path / "run" / "model" / "model.safetensors").stat().st_size > 0
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@
 
 For each package an environment of its own: its extras, the test tools, every direct dependency at its lower bound, the
 rest newest (`uv pip install --resolution lowest-direct`), then its tests. It downloads old versions, torch among them
-(some gigabytes), and takes half an hour; CI does not run it. `--resolve-only` looks whether the bounds can be met at all
-and prints them, which downloads no package. The exit code is 1 if a package fails.
+(some gigabytes), and takes half an hour; CI does not run it. `--resolve-only` looks whether the bounds can be met and
+prints them, which downloads no package. The exit code is 1 if a package fails.
 """
 
 from __future__ import annotations

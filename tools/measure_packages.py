@@ -68,6 +68,14 @@ def install(package: str, wheels: Path, venv: Path) -> Path:
     return files[package]
 
 
+def prepare(folder: Path) -> None:
+    """Write the pictures that VERBS work on."""
+    docs_given.picture(0).save(folder / "picture.png")
+    docs_given.photos(folder / "given" / "photos")
+    for number in range(2):
+        docs_given.photos(folder / "given" / "classes" / f"class{number}")
+
+
 def measure(package: str, wheels: Path, work: Path) -> dict[str, Any]:
     """Return the row of one package."""
     venv = work / package
@@ -76,11 +84,7 @@ def measure(package: str, wheels: Path, work: Path) -> dict[str, Any]:
     module = package.replace("-", "_")
     folder = work / f"{package}-pictures"
     folder.mkdir()
-    os.chdir(folder)
-    docs_given.prepare("none", {})
-    for number in range(2):
-        docs_given.photos(folder / "given" / "classes" / f"class{number}")
-    os.chdir(ROOT)
+    prepare(folder)
     verb = VERBS[package].split()
     program = str(venv / "bin" / verb[0])
     python = str(venv / "bin" / "python")
