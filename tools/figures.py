@@ -81,6 +81,46 @@ def upscaling(root: Path) -> str:
     return table(("scale", "photos", "how many", "bicubic dB", "hybrid-sr dB", "gain dB"), rows)
 
 
+def classifiers(root: Path) -> str:
+    """The emoji classifier that ships, Vim-T beside DeiT-T, and a cut Vim-S, from vim-compress's results."""
+    results = root / "packages/vim-compress/docs/results"
+    emoji = read(results / "emoji/evaluation.json")
+    rows = [("colour emoji, held out", f"{emoji['top1']:.1f} % of {emoji['pictures']} pictures right", "")]
+    for vim, other in pairs(read(results / "vim-t.json")["rows"], "vim_tiny_patch16_224", "deit_tiny_patch16_224"):
+        what = f"Vim-T beside DeiT-T, {vim['image'][0]} pixels, batch {vim['batch']}"
+        rows.append((what, *beside(vim["images_per_s"], other["images_per_s"])))
+    cuts = read(results / "vim-s-cut.json")["rows"]
+    for cut, whole in pairs(cuts, "vim_small_patch16_224 cut to 0.5", "vim_small_patch16_224"):
+        what = f"Vim-S cut to half beside whole, batch {cut['batch']}, {cut['mode']}"
+        rows.append((what, *beside(cut["images_per_s"], whole["images_per_s"])))
+    return table(("what", "images/s", "times as fast"), rows) + "\nSpeeds: one H100, bfloat16.\n"
+
+
+def pairs(rows: list[dict[str, Any]], one: str, other: str) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield the rows of two models that agree in everything else."""
+    key = ("image", "batch", "mode", "precision")
+    found = {json.dumps([row[name] for name in key]): row for row in rows if row["model"] == other}
+    for row in rows:
+        peer = found.get(json.dumps([row[name] for name in key]))
+        if row["model"] == one and peer is not None:
+            yield row, peer
+
+
+def beside(ours: float, theirs: float) -> tuple[str, str]:
+    """Return both rates and their ratio."""
+    return f"{ours:,.0f} / {theirs:,.0f}", f"{ours / theirs:.2f}"
+
+
+def tokens(root: Path) -> str:
+    """Reconstruction by the tokenizer that ships, from muse-mamba's results."""
+    found = read(root / "packages/muse-mamba/docs/results/tokenizer/held-out.json")
+    rows = [
+        (row["size"], row["n"], f"{row['psnr']:.2f}", f"{row['ssim']:.4f}", f"{100 * row['code_usage']:.0f} %")
+        for row in found["rows"]
+    ]
+    return table(("pixels", "held-out pictures", "PSNR dB", "SSIM", "codes in use"), rows)
+
+
 def packages(root: Path) -> str:
     """Size and import time alone in an environment, from docs/results/packages.json (tools/measure_packages.py)."""
     found = read(root / "docs/results/packages.json")
@@ -124,6 +164,8 @@ def soak(root: Path) -> str:
 TABLES: dict[str, Callable[[Path], str]] = {
     "kernels": kernels,
     "upscaling": upscaling,
+    "tokens": tokens,
+    "classifiers": classifiers,
     "packages": packages,
     "scaling": scaling,
     "soak": soak,
