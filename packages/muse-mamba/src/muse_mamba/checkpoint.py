@@ -75,11 +75,11 @@ def _same_run(before: dict[str, Any], cfg: RunConfig, out: Path) -> None:
     now = cfg.to_dict()
     changed = [k for k in now if k not in FREE_ON_RESUME and before.get(k) != now[k]]
     if changed:
-        first = changed[0]
-        raise ValueError(
-            f"--resume: {first} was {before.get(first)} in {out}, is {now[first]} now; "
-            "give the old value, or another --out"
-        )
+        first, old, new = changed[0], before.get(changed[0]), now[changed[0]]
+        if isinstance(old, dict) and isinstance(new, dict):  # name the field of the network, as in model.method
+            inner = next(k for k in new if old.get(k) != new[k])
+            first, old, new = f"{first}.{inner}", old.get(inner), new[inner]
+        raise ValueError(f"--resume: {first} was {old} in {out}, is {new} now; give the old value, or another --out")
 
 
 def check_space(out: Path, parameters: int, keep: int) -> None:
@@ -217,19 +217,19 @@ def latest(out: Path, *, verbose: bool = True) -> Path | None:
 def resume(accelerator: Accelerator, out: Path) -> Progress:
     """Load the newest whole checkpoint into what `accelerator` holds; a run without any starts from step 0.
 
-    Rows of metrics.jsonl that are newer than the checkpoint are dropped: they will be written again.
+    Rows of the curves that are newer than the checkpoint are dropped: they will be written again.
     """
     folder = latest(out, verbose=accelerator.is_main_process)
     progress = Progress()
     if folder is not None:
         accelerator.load_state(str(folder))
         progress = Progress(**json.loads((folder / PROGRESS).read_text()))
-    metrics = out / "metrics.jsonl"
     if accelerator.is_main_process:
         print(f"resuming from {folder}" if folder else f"no checkpoint in {out}, starting at step 0", file=sys.stderr)
-        if metrics.is_file():
-            rows = [line for line in metrics.read_text().splitlines() if _step_of(line) <= progress.step]
-            replace_text(metrics, "".join(f"{row}\n" for row in rows))
+        for curve in (out / "metrics.jsonl", out / "validation.jsonl"):
+            if curve.is_file():
+                rows = [line for line in curve.read_text().splitlines() if _step_of(line) <= progress.step]
+                replace_text(curve, "".join(f"{row}\n" for row in rows))
     return progress
 
 
