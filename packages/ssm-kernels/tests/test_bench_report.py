@@ -112,6 +112,16 @@ def test_page_is_filled_between_its_comments_and_nowhere_else(results, tmp_path)
     assert fill_page(page, results) == text
 
 
+def test_page_quotes_what_falls_short(results, tmp_path):
+    page = tmp_path / "scan.md"
+    page.write_text("<!-- ssm-kernels report: h100 missed selective -->\n<!-- end of report -->\n")
+    assert "| selective_scan | Vim-T 224 | bwd | mamba_ssm | 1.000 / 1.000 ms | 1.00 | 1.2 | 17% |" in fill_page(
+        page, results
+    )
+    page.write_text("<!-- ssm-kernels report: h100 missed ssd -->\n<!-- end of report -->\n")
+    assert "Every target is met." in fill_page(page, results)
+
+
 def test_page_beside_the_results_gets_a_block_for_each(results):
     """One command after a run is enough; a second run of it changes nothing."""
     page = results / "README.md"

@@ -5,7 +5,8 @@ A page quotes a folder of results between two comments; everything between them 
     <!-- ssm-kernels report: h100 -->
     <!-- end of report -->
 
-The folder is named relative to the folder of results. "h100 speed" instead of "h100" quotes the comparison alone.
+The folder is named relative to the folder of results. "h100 speed" instead of "h100" quotes the comparison alone, "h100
+missed selective_scan" the targets that operators of this name, or with more behind it, fall short of.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from .cliffs import grids, verdict
 from .plots import draw_results, draw_sweep
 from .rows import Environment, Row, as_table, read_report
 from .shapes import LEGEND
-from .targets import OURS, as_markdown, as_text, compare, summary
+from .targets import OURS, as_markdown, as_missed, as_text, compare, summary
 from .tuning import TUNING, tuning_table
 
 RESULTS, SWEEP = "results.json", "sweep.json"
 PLOT, SWEEP_PLOT = "results.png", "sweep.png"
-BLOCK = re.compile(r"(<!-- ssm-kernels report: (\S+?)( speed)? -->\n)(.*?)(<!-- end of report -->)", re.DOTALL)
+BLOCK = re.compile(
+    r"(<!-- ssm-kernels report: (\S+?)( speed| missed \S+)? -->\n)(.*?)(<!-- end of report -->)", re.DOTALL
+)
 
 
 def best_of_ours(rows: Sequence[Row]) -> str:
@@ -81,11 +84,14 @@ def fill_page(page: Path, results: Path) -> str:
     """
 
     def filled(match: re.Match[str]) -> str:
-        start, name, speed, _, end = match.groups()
+        start, name, part, _, end = match.groups()
         folder = results / name
         if not has_results(folder):
             raise ValueError(f"{page}: quotes {name}, but {folder} has neither {RESULTS} nor {SWEEP}")
-        body = _speed(folder) if speed else _everything(folder, os.path.relpath(folder, page.parent))
+        if part is None:
+            body = _everything(folder, os.path.relpath(folder, page.parent))
+        else:
+            body = _speed(folder) if part == " speed" else _missed(folder, part.split()[-1])
         return f"{start}\n{body}\n\n{end}"
 
     return BLOCK.sub(filled, page.read_text())
@@ -111,6 +117,11 @@ def _speed(folder: Path) -> str:
     rows, environment = read_report(folder / RESULTS)
     comparisons = list(compare(rows))
     return f"{describe(environment)}\n\n{as_markdown(comparisons)}\n\n{summary(comparisons)}"
+
+
+def _missed(folder: Path, op: str) -> str:
+    rows, environment = read_report(folder / RESULTS)
+    return f"{describe(environment)}\n\n{as_missed([c for c in compare(rows) if c.op.startswith(op)])}"
 
 
 def _everything(folder: Path, link: str) -> str:

@@ -163,6 +163,21 @@ def as_markdown(comparisons: Sequence[Comparison]) -> str:
     return "\n".join(lines)
 
 
+def as_missed(comparisons: Sequence[Comparison]) -> str:
+    """Lay the targets that are not met out as a Markdown table, with how much is missing."""
+    missed = [c for c in comparisons if c.verdict == "missed"]
+    if not missed:
+        return "Every target is met."
+    lines = ["| operator | model | what | peer | peer / ours | ratio | must | short by |", "|" + "---|" * 8]
+    for c in missed:
+        scale, form, unit = (2**20, ".0f", "MiB") if c.part == "memory" else (1, ".3f", "ms")
+        figures = f"{c.theirs / scale:{form}} / {c.ours / scale:{form}} {unit}"
+        peer = c.peer + " (table)" * (c.source == "table")
+        kept = (c.op, name_of(c.op, c.shape), c.part, peer, figures, f"{c.ratio:.2f}", f"{c.must:g}")
+        lines.append("| " + " | ".join((*kept, f"{1 - c.ratio / (c.must or 1):.0%}")) + " |")
+    return "\n".join(lines)
+
+
 def _markdown_cells(c: Comparison | None) -> list[str]:
     if c is None:
         return ["-", "-"]
