@@ -193,6 +193,16 @@ def test_model_of_other_codes_or_text_is_refused(packed, tmp_path):
             train(cfg, tmp_path / fields.popitem()[0])
 
 
+def test_run_of_another_method_is_not_resumed(packed, tmp_path):
+    cfg = replace(recipe("tiny", "concat"), data=str(packed), steps=3, stop_at=2, save_every=2)
+    train(cfg, tmp_path / "run")
+    other = replace(recipe("tiny", "text-a"), data=str(packed), steps=3, stop_at=2, save_every=2)
+    with pytest.raises(ValueError, match=r"model\.method was concat in .*, is text-a now; give the old value"):
+        train(other, tmp_path / "run", resume_run=True)
+    with pytest.raises(ValueError, match="is another model: method differ"):
+        train(replace(other, init=str(tmp_path / "run" / "model")), tmp_path / "new")
+
+
 def test_study_trains_judges_and_is_not_repeated(packed, tmp_path, capsys):
     from muse_mamba.study import study_command
 

@@ -302,3 +302,15 @@ def test_saved_model_loads_and_another_kind_is_refused(tmp_path):
 
 def test_concatenation_is_listed():
     assert set(CONCATENATED) < set(METHODS)
+
+
+@pytest.mark.parametrize("case", ["mamba-xattn", "transformer", "concat", "text-a", "mamba2-xattn", "parallel"])
+def test_model_in_half_precision_takes_float32_text(case):
+    config = config_of(case)
+    model = make(config)
+    ids, text, mask = inputs(config)
+    with torch.no_grad():
+        exact = model(ids, text, mask).logits
+        rounded = model.to(torch.bfloat16)(ids, text, mask).logits
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded.float() - exact).norm() < 0.1 * exact.norm()

@@ -47,6 +47,23 @@ def test_decoder_runs_in_float32_under_autocast(network):
     assert torch.equal(made, network.decode(ids))
 
 
+def test_network_in_half_precision_decodes_in_float32(network):
+    """Weights are rounded once, activations never; and what float16 cannot hold does no harm."""
+    half = VQTokenizer(tokenizer_preset("tiny")).eval()
+    half.load_state_dict(network.state_dict())
+    half.half()
+    ids = torch.randint(32, (2, 4, 4))
+    made = half.decode(ids)
+    assert made.dtype == torch.float32
+    torch.testing.assert_close(made, network.decode(ids), rtol=0, atol=5e-3)
+    huge = VQTokenizer(tokenizer_preset("tiny")).eval()
+    huge.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        huge.decoder[0].weight.mul_(1e4)
+        huge.half()
+    assert torch.isfinite(huge.decode(ids)).all()
+
+
 def test_presets():
     def parameters(name):
         with torch.device("meta"):

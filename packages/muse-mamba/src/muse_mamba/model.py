@@ -194,6 +194,7 @@ class TokenModel(Pretrained):
         elif mask is None:
             mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device)
         assert mask is not None
+        text = text.to(self.embedding.weight.dtype)
         dropped = ~mask.any(1) if drop is None else drop | ~mask.any(1)
         length = config.text_length if config.fixed_text else min(text.shape[1], config.text_length)
         text, mask = left_pad(text, mask, length)

@@ -211,7 +211,9 @@ class Mamba2(nn.Module):
         z, xBC, dt = self.in_proj(h).split(self.sizes, -1)
         ways = [reverse] if len(self.convs) == 1 else [False, True]
         y = torch.stack([self._scan(number, xBC, dt, way) for number, way in enumerate(ways)]).mean(0)
-        return self.out_proj(self.norm(y.float() * F.silu(z.float())).to(h.dtype))
+        gated = y.float() * F.silu(z.float())
+        normed = F.rms_norm(gated, self.norm.normalized_shape, self.norm.weight.float(), self.norm.eps)
+        return self.out_proj(normed.to(h.dtype))
 
     def _scan(self, number: int, xBC: Tensor, dt: Tensor, reverse: bool) -> Tensor:
         x, B, C = self.convs[number](xBC, reverse).split(self.parts, -1)

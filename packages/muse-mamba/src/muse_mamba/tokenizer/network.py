@@ -5,6 +5,7 @@ B batch, H height, W width (pixels), f factor, h = H / f, w = W / f, D channels 
 
 from __future__ import annotations
 
+import copy
 from typing import ClassVar, NamedTuple, cast
 
 import torch
@@ -112,7 +113,8 @@ class VQTokenizer(Pretrained):
     def decode(self, ids: Tensor) -> Tensor:
         """Return pictures (B, 3, H, W) in [0, 1], float32, of ids (B, h, w).
 
-        It always runs in float32: in float16 the decoder's activations can exceed what the format holds.
+        It always runs in float32, also for a network in half precision, of which a copy is made: in float16 the
+        decoder's activations can exceed what the format holds.
 
         Raises:
             ValueError: An id is outside the codebook.
@@ -122,9 +124,10 @@ class VQTokenizer(Pretrained):
         if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < self.config.codes):
             found = f"{int(ids.min())} to {int(ids.max())}"
             refuse("VQTokenizer.decode", "ids", f"in 0..{self.config.codes - 1}", found, "decode no masked tokens")
-        values = self.quantizer.entries(ids).float().permute(0, 3, 1, 2)
+        network = self if self.dtype == torch.float32 else copy.deepcopy(self).float()
+        values = network.quantizer.entries(ids).permute(0, 3, 1, 2)
         with exact(ids):
-            return self.decode_values(values).clamp(0, 1)
+            return network.decode_values(values).clamp(0, 1)
 
     def _quantize(self, pictures: Tensor) -> Quantized:
         factor = self.config.factor
@@ -134,7 +137,7 @@ class VQTokenizer(Pretrained):
         if pictures.shape[2] % factor or pictures.shape[3] % factor:
             found = f"{pictures.shape[3]}x{pictures.shape[2]}"
             refuse("VQTokenizer", "sides of pictures", f"multiples of {factor}", found, "crop or resize them")
-        x = pictures
+        x = pictures.to(self.dtype)
         for layer in self.encoder:
             x = self._run(layer, x)
         with exact(x):
