@@ -39,3 +39,17 @@ def test_lengths_in_the_page_are_the_defaults():
     assert f"its {config.neighbours} nearest sensors" in text
     assert f"at most {config.anchors} noisy queries" in text
     assert f"correlation length of {config.noise_length} of the domain" in text
+
+
+def test_shipped_weights_fit_and_load():
+    """Both together in at most 4 MB, scaling in full precision, an output that is no longer zero."""
+    from mamba_diffusion.weights import SHIPPED, load_model, shipped_models
+
+    assert shipped_models() == ["rgb", "temperature"]
+    assert sum(f.stat().st_size for f in SHIPPED.rglob("*") if f.is_file()) < 4_000_000
+    for name, channels in (("rgb", 3), ("temperature", 1)):
+        model = load_model(name)
+        assert (model.config.kind, model.config.channels) == ("ours", channels)
+        assert float(model.network.get_parameter("out.weight").detach().abs().max()) > 0.01
+    assert model.config.unit == "K"
+    assert 270 < float(model.mean) < 300
