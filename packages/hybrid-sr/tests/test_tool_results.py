@@ -23,3 +23,11 @@ def test_onnx_differs_by_one_grey_level():
     assert row["largest_difference_grey_levels"] == 1 and "by one grey level" in page
     assert f"{1e5 * row['share_of_values_that_differ']:.1f} in 100,000 values" in page
     assert f"{row['file_bytes'] / 1e6:.1f} MB" in page
+
+
+def test_norms_of_the_shipped_network():
+    page = (DOCS / "inside.md").read_text()
+    (model,) = result("norms-china.json")["models"]
+    for row in model["places"]:
+        assert f"| {row['name']} | {row['max']:.2f} | {row['median']:.2f} | {row['max_over_median']:.2f} |" in page
+    assert f"{model['places'][3]['max'] / model['places'][0]['max']:.0f} times from the first to the last" in page
