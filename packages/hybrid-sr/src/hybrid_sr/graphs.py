@@ -28,6 +28,10 @@ def record(network: HybridSR, cfg: TrainConfig, device: torch.device) -> None:
     """
     if device.type != "cuda":
         raise ValueError(f"train: --graph must have a CUDA GPU, got {device.type}; leave it out here")
+    # the recording keeps autograd nodes of its own stream alive, on purpose; PyTorch 2.11 warns of that at every replay
+    quiet = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)
+    if quiet is not None:
+        quiet(False)
     network.train()
     crops = torch.zeros(cfg.micro_batch, 3, cfg.patch, cfg.patch, device=device)
     with torch.autocast("cuda", DTYPES[cfg.precision], enabled=cfg.precision != "no", cache_enabled=False):
