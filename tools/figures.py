@@ -66,7 +66,9 @@ def ratio(ours: dict[str, Any], others: list[dict[str, Any]], key: str) -> float
 
 def span(numbers: Sequence[Any]) -> str:
     """Say from what to what."""
-    return f"{min(numbers):.2f} to {max(numbers):.2f}" if numbers else "-"
+    if len(numbers) < 2:
+        return f"{numbers[0]:.2f}" if numbers else "-"
+    return f"{min(numbers):.2f} to {max(numbers):.2f}"
 
 
 def upscaling(root: Path) -> str:
@@ -121,6 +123,33 @@ def tokens(root: Path) -> str:
     return table(("pixels", "held-out pictures", "PSNR dB", "SSIM", "codes in use"), rows)
 
 
+def fields(root: Path) -> str:
+    """The weights that ship beside classical methods on held-out fields, from mamba-diffusion's evaluations."""
+    rows = []
+    for weights, what in (("rgb", "pictures"), ("temperature", "sea surface temperature")):
+        folder = root / "packages/mamba-diffusion/docs/results" / f"ship-{weights}"
+        ours, others = read(folder / "evaluate.json"), read(folder / "baselines.json")
+        if ours is None or others is None:
+            return "Not measured yet.\n"
+        found = {f"`{weights}`": next(iter(ours["results"].values())), **others["results"]}
+        for name, result in found.items():
+            part = [mean(result["rows"], key) for key in ("psnr_mean", "crps", "coverage")]
+            said = (
+                "-" if part[0] is None else f"{part[0]:.2f}",
+                *("-" if x is None else f"{100 * x:.2f}" for x in part[1:]),
+            )
+            rows.append((what, len(result["rows"]), name, *said))
+    return table(
+        ("field", "parts", "method", "PSNR of the mean, dB", "CRPS, % of the range", "coverage of 90 %, %"), rows
+    )
+
+
+def mean(rows: list[dict[str, Any]], key: str) -> float | None:
+    """Return the mean of a column, None where the method has none."""
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return sum(values) / len(values) if values else None
+
+
 def packages(root: Path) -> str:
     """Size and import time alone in an environment, from docs/results/packages.json (tools/measure_packages.py)."""
     found = read(root / "docs/results/packages.json")
@@ -165,6 +194,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "kernels": kernels,
     "upscaling": upscaling,
     "tokens": tokens,
+    "fields": fields,
     "classifiers": classifiers,
     "packages": packages,
     "scaling": scaling,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 EFFICIENCY = 0.95  # of several GPUs beside one: the trainers' contract, 1.9x on two
 HOURS = 3600.0
 IMAGES = (1e6, 1e9)
+UNKNOWN = "not measured"
 
 
 class Cost(NamedTuple):
@@ -57,12 +58,14 @@ def costs(found: dict[str, Any]) -> list[tuple[object, ...]]:
     for row in found["rows"]:
         rate, loader, sample = (row[key] for key in ("samples_per_s", "loader_samples_per_s_per_core", "sample_bytes"))
         for images, gpus in zip(IMAGES, (found["gpus"]["million"], found["gpus"]["billion"]), strict=True):
-            result = cost(rate=rate, loader=loader, sample_bytes=sample, images=images, epochs=row["epochs"],
-                          gpus=gpus, price=found["price_per_gpu_hour"])  # fmt: skip
-            measured = (row["package"], row["preset"], f"{rate:,.0f}", f"{loader:,.0f}", f"{sample:,.0f}")
-            what = (f"{images:.0e} x {row['epochs']:g}", gpus, duration(result.seconds), size(result.disk_bytes))
-            paid = (f"{result.gpu_hours:,.1f}", f"{result.money:,.0f} {found['currency']}", result.cores)
-            rows.append((*measured, *what, *paid))
+            known = {"rate": rate, "loader": loader or rate, "sample_bytes": sample or 0, "epochs": row["epochs"]}
+            result = cost(**known, images=images, gpus=gpus, price=found["price_per_gpu_hour"])
+            measured = (row["package"], row["preset"], f"{rate:,.0f}", UNKNOWN if loader is None else f"{loader:,.0f}",
+                        UNKNOWN if sample is None else f"{sample:,.0f}")  # fmt: skip
+            disk = UNKNOWN if sample is None else size(result.disk_bytes)
+            what = (f"{images:.0e} x {row['epochs']:g}", gpus, duration(result.seconds), disk)
+            paid = (f"{result.gpu_hours:,.1f}", f"{result.money:,.0f} {found['currency']}")
+            rows.append((*measured, *what, *paid, UNKNOWN if loader is None else result.cores))
     return rows
 
 
