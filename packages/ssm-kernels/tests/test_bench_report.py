@@ -203,6 +203,7 @@ def test_roofline_shows_every_operator_that_evaluates_exponentials(figure, resul
     points = figure.axes[0][1].plot.call_args_list[:-1]
     assert {call.kwargs["label"] for call in points} == {f"{op}, ours" for op in COSTS if not op.startswith("linear")}
     assert len({call.kwargs["color"] for call in points}) == len(points)
+    assert len(plots.COLOURS) >= len(COSTS)
 
 
 def test_no_roofline_without_a_gpu(figure, results):

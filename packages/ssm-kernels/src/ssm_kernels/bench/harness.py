@@ -14,6 +14,9 @@ import torch
 
 FLUSH_BYTES = 256 * 2**20  # more than the L2 cache of any current GPU (50 MiB on an H100)
 FLUSHES = 20  # about 2 ms on an H100, in which the host launches what is timed
+FLUSH_S = 1e-4  # of one, at least
+COVER = 3  # times what a launch took just before: hosts that others use too are slow now and then
+MOST_FLUSHES = 200
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,8 @@ def measure(function: Callable[[], object], device: torch.device, *, repeat: int
     """Call a function until its time is known, after a warm-up that is not counted.
 
     On a GPU every call starts with a cold L2 cache and is timed by CUDA events; writing the cache full, many times,
-    also keeps the GPU busy while the call is launched, so that a launch of up to about 2 ms is not measured
-    (`host_us` tells how long it took).
+    also keeps the GPU busy while the call is launched: a launch is not measured unless it takes more than 20 ms, or
+    three times as long as the one before (`host_us` tells how long it took).
 
     Args:
         function: Called without arguments; its result is dropped.
@@ -67,9 +70,14 @@ def _cuda_times(function: Callable[[], object], device: torch.device, repeat: in
     """Return milliseconds on the device and microseconds on the host, of every call."""
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=device)
     marks = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeat)]
+    before = time.perf_counter()
+    function()
+    launch = time.perf_counter() - before
+    wait(device)
+    flushes = min(MOST_FLUSHES, max(FLUSHES, int(COVER * launch / FLUSH_S)))
     host = []
     for start, stop in marks:
-        for _ in range(FLUSHES):
+        for _ in range(flushes):
             flush.zero_()
         start.record()
         before = time.perf_counter()

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 HOW = (
     "no plot: matplotlib is not installed here (pip install 'ssm-kernels[bench]'); `ssm-kernels report` draws it later"
 )
+COLOURS = (
+    *("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:gray"),
+    *("tab:olive", "tab:cyan", "black", "gold", "navy", "lime"),
+)
+TICKS = (0.5, 1, 2, 4, 8, 16, 32, 64)
 
 
 def draw_results(rows: Sequence[Row], environment: Environment, path: Path) -> str:
@@ -105,6 +110,9 @@ def _speedups(axis: Axes, comparisons: Sequence[Comparison], title: str) -> None
     names = [f"{op} {name_of(op, shape) or 'x'.join(map(str, shape))}" for op, shape in sizes]
     axis.set_yticks(range(len(sizes)), names, fontsize="small")
     axis.margins(y=0.01)
+    axis.set_xscale("log")
+    axis.set_xticks(TICKS, map(str, TICKS))
+    axis.minorticks_off()
     axis.invert_yaxis()
     axis.set_title(title, fontsize="medium")
     axis.set_xlabel("peer / ours; forward dark, backward light, | target")
@@ -124,7 +132,7 @@ def _roofline(axis: Axes, rows: Iterable[Row], copy: float, exp2: float) -> None
             _intensity(work),
             work.exponentials / row.fwd_ms * 1e3,
             "o" if ours else "x",
-            color=f"C{list(COSTS).index(row.op)}",
+            color=COLOURS[list(COSTS).index(row.op)],
             label=None if label in seen else label,
         )
         seen.add(label)
