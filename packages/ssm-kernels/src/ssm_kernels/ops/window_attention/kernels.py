@@ -27,9 +27,10 @@ KINDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: 
 PRECISION = "tf32x3"  # of float32 products: as accurate as float32 itself, on tensor cores
 ENOUGH_PROGRAMS = 1024  # of the gradient of the bias: about 8 on every multiprocessor of a large GPU
 # Queries and keys of a program, warps, stages and windows that share a bias, for heads of up to 64 in half precision
-FORWARD, QUERIES, KEYS, BIAS = (64, 32, 4, 2, 2), (64, 32, 4, 2, 2), (32, 64, 4, 2, 2), (64, 64, 4, 2, 1)
-# of the kernel for queries with heads of 33 to 64: three programs per processor of an H100 instead of two
-REGISTERS = {} if torch.version.hip else {"maxnreg": 168}
+FORWARD, QUERIES, KEYS, BIAS = (64, 32, 4, 2, 2), (64, 32, 4, 2, 2), (32, 64, 4, 2, 2), (64, 64, 4, 3, 1)
+LARGER_BIAS = 64, 32, 4, 3, 1  # for heads of 33 to 64
+# The largest head with a limit, and the limit, with which three or four programs fit on a processor of an H100, not two
+REGISTERS = {"forward": (32, 128), "queries": (64, 168), "keys": (32, 168)}
 TABLE_BLOCK, MERGE_BLOCK = 1024, 1024
 
 
@@ -38,14 +39,14 @@ class Plan:
     """What the launches of one call share, apart from the tensors. It depends on few numbers, and is kept."""
 
     forward: tuple[dict[str, Any], ...]  # settings of a launch each
-    queries: tuple[dict[str, Any], ...]
-    keys: tuple[dict[str, Any], ...]
-    bias: tuple[dict[str, Any], ...]
+    queries: dict[str, Any]
+    keys: dict[str, Any]
+    bias: dict[str, Any]
 
     @staticmethod
-    def programs(settings: dict[str, Any], name: str, windows: int, heads: int) -> tuple[int]:
-        """Count the programs that take blocks of queries or keys of groups of windows."""
-        return (-(-settings["COUNT"] // settings[name]) * -(-windows // settings["GROUP"]) * heads,)
+    def programs(settings: dict[str, Any], name: str, count: int, windows: int, heads: int) -> tuple[int]:
+        """Count the programs that take blocks of `count` queries or keys of groups of windows."""
+        return (-(-count // settings[name]) * -(-windows // settings["GROUP"]) * heads,)
 
 
 def _cut(size: int, most: int) -> int:
@@ -69,39 +70,22 @@ def _settings(dim: int, queries: int, keys: int, most: tuple[int, ...], wide: bo
     return {"BLOCK_Q": block_q, "BLOCK_K": block_k, "GROUP": group, "num_warps": warps, "num_stages": stages}
 
 
-def _cuts(settings: dict[str, Any], name: str, count: int) -> list[tuple[int, int, int]]:
-    """Cut queries or keys into whole blocks and, where few are left over, a small block: first, how many, block."""
-    block, rest = settings[name], count % settings[name]
+def _launches(settings: dict[str, Any], queries: int) -> tuple[dict[str, Any], ...]:
+    """Cut queries into whole blocks and, where few are left over, a launch with small blocks for those."""
+    block, rest = settings["BLOCK_Q"], queries % settings["BLOCK_Q"]
     small = _cut(rest, block)
-    if count < block or rest == 0 or 4 * small > block:
-        return [(0, count, block)]
-    return [(0, count - rest, block), (count - rest, rest, small)]
+    if queries < block or rest == 0 or 4 * small > block:
+        return ({**settings, "FIRST": 0, "COUNT": queries},)
+    last = {**settings, "BLOCK_Q": small, "num_warps": 1, "FIRST": queries - rest, "COUNT": rest}
+    last.pop("maxnreg", None)
+    return {**settings, "FIRST": 0, "COUNT": queries - rest}, last
 
 
-def _warps(settings: dict[str, Any], name: str, block: int) -> int:
-    """Give one warp to a small block, the warps of the settings to theirs."""
-    return settings["num_warps"] if block == settings[name] else 1
-
-
-def _launches(settings: dict[str, Any], name: str, count: int) -> tuple[dict[str, Any], ...]:
-    """Make the settings of the launches that take blocks of queries or keys."""
-    return tuple(
-        {**settings, "FIRST": first, "COUNT": some, name: block, "num_warps": _warps(settings, name, block)}
-        for first, some, block in _cuts(settings, name, count)
-    )
-
-
-def _pair_launches(settings: dict[str, Any], queries: int, keys: int) -> tuple[dict[str, Any], ...]:
-    """Make the settings of the launches that take blocks of pairs; queries that are left over take all keys."""
-    launches = []
-    for first_q, some_q, block_q in _cuts(settings, "BLOCK_Q", queries):
-        warps = _warps(settings, "BLOCK_Q", block_q)
-        cuts = _cuts(settings, "BLOCK_K", keys) if first_q == 0 else [(0, keys, settings["BLOCK_K"])]
-        for first_k, some_k, block_k in cuts:
-            own = {"FIRST_Q": first_q, "COUNT_Q": some_q, "BLOCK_Q": block_q}
-            own |= {"FIRST_K": first_k, "COUNT_K": some_k, "BLOCK_K": block_k}
-            launches.append({**settings, **own, "num_warps": min(warps, _warps(settings, "BLOCK_K", block_k))})
-    return tuple(launches)
+def _limit(name: str, settings: dict[str, Any], dim: int) -> dict[str, Any]:
+    """Give the limit of registers of a kernel with whole blocks, in half precision."""
+    largest, registers = REGISTERS[name]
+    full = dim <= largest and settings["num_warps"] == 4
+    return {"maxnreg": registers} if full and not torch.version.hip else {}
 
 
 def common_settings(dim: int, vector: int, dtype: torch.dtype, device: str) -> dict[str, Any]:
@@ -126,16 +110,18 @@ def plan(dim: int, vector: int, window: int, key_window: int, shift: int, dtype:
     common = {**common_settings(dim, vector, dtype, device), **geometry}
     wide = dtype == torch.float32
     sizes = dim, window**2, key_window**2
-    queries, pairs = _settings(*sizes, QUERIES, wide), _settings(*sizes, BIAS, wide)
-    del pairs["GROUP"]
-    if 32 < dim <= 64 and not wide:
-        queries |= REGISTERS
-        pairs["num_stages"] = 3
+    forward, queries, keys = (_settings(*sizes, most, wide) for most in (FORWARD, QUERIES, KEYS))
+    bias = _settings(*sizes, LARGER_BIAS if 32 < dim <= 64 else BIAS, wide)
+    del bias["GROUP"]
+    if not wide:
+        forward |= _limit("forward", forward, dim)
+        queries |= _limit("queries", queries, dim)
+        keys |= _limit("keys", keys, dim)
     return Plan(
-        forward=_launches({**common, **_settings(*sizes, FORWARD, wide)}, "BLOCK_Q", window**2),
-        queries=_launches({**common, **queries}, "BLOCK_Q", window**2),
-        keys=_launches({**common, **_settings(*sizes, KEYS, wide)}, "BLOCK_K", key_window**2),
-        bias=_pair_launches({**common, **pairs}, window**2, key_window**2),
+        forward=_launches({**common, **forward}, window**2),
+        queries={**common, **queries},
+        keys={**common, **keys},
+        bias={**common, **bias},
     )
 
 
@@ -253,7 +239,7 @@ def window_attention_triton(
         numbers = 2 if call.q.dtype == torch.float32 else 1
         lse = torch.empty(call.windows, heads, numbers, queries, dtype=torch.float32, device=q.device)
         for settings in call.plan.forward:
-            forward_kernel[Plan.programs(settings, "BLOCK_Q", call.windows, heads)](
+            forward_kernel[Plan.programs(settings, "BLOCK_Q", settings["COUNT"], call.windows, heads)](
                 call.q, call.k, call.v, call.bias, out, lse, *call.sizes, call.factor, **settings
             )
     return out, lse
@@ -280,18 +266,18 @@ def window_attention_backward_triton(
         grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
         delta = torch.empty(call.windows, heads, queries, dtype=torch.float32, device=q.device)
         inputs = grad, call.q, call.k, call.v, call.bias
-        for settings in call.plan.queries:
-            query_kernel[Plan.programs(settings, "BLOCK_Q", call.windows, heads)](
-                *inputs, out, lse, grad_q, delta, *call.sizes, call.factor, scale, **settings
-            )
+        settings = call.plan.queries
+        query_kernel[Plan.programs(settings, "BLOCK_Q", queries, call.windows, heads)](
+            *inputs, out, lse, grad_q, delta, *call.sizes, call.factor, scale, **settings
+        )
         key_grads = grad_k, grad_v
         if key_window > window:
             shape = call.windows, keys, heads, q.shape[4]
             key_grads = tuple(torch.empty(shape, dtype=x.dtype, device=x.device) for x in (k, v))
-        for settings in call.plan.keys:
-            key_kernel[Plan.programs(settings, "BLOCK_K", call.windows, heads)](
-                *inputs, lse, delta, *key_grads, *call.sizes, call.factor, scale, **settings
-            )
+        settings = call.plan.keys
+        key_kernel[Plan.programs(settings, "BLOCK_K", keys, call.windows, heads)](
+            *inputs, lse, delta, *key_grads, *call.sizes, call.factor, scale, **settings
+        )
         if key_window > window:
             _merge(*key_grads, grad_k, grad_v, window, key_window)
         table = q.new_empty(0) if bias_table is None else _table_gradient(call, inputs, lse, delta, bias_table)
@@ -315,21 +301,15 @@ def _table_gradient(
 ) -> Tensor:
     """Sum the gradient of the scores over the windows, and then over the pairs that share a row of the table."""
     heads, queries, keys = call.q.shape[3], call.window**2, call.key_window**2
-    pairs = torch.empty(heads, queries, keys, dtype=torch.float32, device=call.q.device)
-    for settings in call.plan.bias:
-        rows = slice(settings["FIRST_Q"], settings["FIRST_Q"] + settings["COUNT_Q"])
-        columns = slice(settings["FIRST_K"], settings["FIRST_K"] + settings["COUNT_K"])
-        target = pairs[:, rows, columns]
-        blocks = triton.cdiv(target.shape[1], settings["BLOCK_Q"]) * triton.cdiv(target.shape[2], settings["BLOCK_K"])
-        run = triton.cdiv(call.windows, min(call.windows, triton.cdiv(ENOUGH_PROGRAMS, heads * blocks)))
-        parts = torch.empty(triton.cdiv(call.windows, run), *target.shape, dtype=torch.float32, device=call.q.device)
-        bias_kernel[(parts.shape[0] * heads * blocks,)](
-            *inputs, lse, delta, parts, *call.sizes, call.factor, run, **settings
-        )
-        torch.sum(parts, 0, out=target)
+    settings = call.plan.bias
+    blocks = heads * triton.cdiv(queries, settings["BLOCK_Q"]) * triton.cdiv(keys, settings["BLOCK_K"])
+    run = triton.cdiv(call.windows, min(call.windows, triton.cdiv(ENOUGH_PROGRAMS, blocks)))
+    runs = triton.cdiv(call.windows, run)
+    parts = torch.empty(runs, heads, queries, keys, dtype=torch.float32, device=call.q.device)
+    bias_kernel[(runs * blocks,)](*inputs, lse, delta, parts, *call.sizes, call.factor, run, **settings)
     table = torch.empty(bias_table.shape, dtype=bias_table.dtype, device=bias_table.device)
     pairs_kernel[(table.numel(),)](
-        pairs, table, heads, WINDOW=call.window, KEY_WINDOW=call.key_window,
+        parts.sum(0) if runs > 1 else parts, table, heads, WINDOW=call.window, KEY_WINDOW=call.key_window,
         BLOCK=triton.next_power_of_2(queries), num_warps=1, **FUSION,
     )  # fmt: skip
     return table

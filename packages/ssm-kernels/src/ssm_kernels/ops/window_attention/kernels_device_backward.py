@@ -90,8 +90,6 @@ def query_kernel(
     SHIFT: tl.constexpr,
     VECTOR: tl.constexpr,
     GROUP: tl.constexpr,
-    FIRST: tl.constexpr,
-    COUNT: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -108,14 +106,14 @@ def query_kernel(
     head_step *= VECTOR
     QUERIES: tl.constexpr = WINDOW * WINDOW
     KEYS: tl.constexpr = KEY_WINDOW * KEY_WINDOW
-    BLOCKS: tl.constexpr = (COUNT + BLOCK_Q - 1) // BLOCK_Q
+    BLOCKS: tl.constexpr = (QUERIES + BLOCK_Q - 1) // BLOCK_Q
     LEFTOVER: tl.constexpr = KEYS % BLOCK_K != 0
     SIDE: tl.constexpr = WINDOW + KEY_WINDOW - 1
     LENGTH: tl.constexpr = SIDE * SIDE + (WINDOW - 1) * (SIDE + 1) + 1
     program = tl.program_id(0)
     head = program % heads
     first_window = program // (heads * BLOCKS) * GROUP
-    i = FIRST + ((program // heads) % BLOCKS) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    i = ((program // heads) % BLOCKS) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     head_start = head * head_step
     dense_pixel = heads * D
     if bias is not None:
@@ -206,8 +204,6 @@ def key_kernel(
     SHIFT: tl.constexpr,
     VECTOR: tl.constexpr,
     GROUP: tl.constexpr,
-    FIRST: tl.constexpr,
-    COUNT: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -224,13 +220,13 @@ def key_kernel(
     head_step *= VECTOR
     QUERIES: tl.constexpr = WINDOW * WINDOW
     KEYS: tl.constexpr = KEY_WINDOW * KEY_WINDOW
-    BLOCKS: tl.constexpr = (COUNT + BLOCK_K - 1) // BLOCK_K
+    BLOCKS: tl.constexpr = (KEYS + BLOCK_K - 1) // BLOCK_K
     SIDE: tl.constexpr = WINDOW + KEY_WINDOW - 1
     LENGTH: tl.constexpr = SIDE * SIDE + (WINDOW - 1) * (SIDE + 1) + 1
     program = tl.program_id(0)
     head = program % heads
     first_window = program // (heads * BLOCKS) * GROUP
-    j = FIRST + ((program // heads) % BLOCKS) * BLOCK_K + tl.arange(0, BLOCK_K)
+    j = ((program // heads) % BLOCKS) * BLOCK_K + tl.arange(0, BLOCK_K)
     head_start = head * head_step
     dense_pixel = heads * D
     if bias is not None:
@@ -322,10 +318,6 @@ def bias_kernel(
     KEY_WINDOW: tl.constexpr,
     SHIFT: tl.constexpr,
     VECTOR: tl.constexpr,
-    FIRST_Q: tl.constexpr,
-    COUNT_Q: tl.constexpr,
-    FIRST_K: tl.constexpr,
-    COUNT_K: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -335,25 +327,22 @@ def bias_kernel(
 ):
     """Add the gradient of one block of pairs of query and key up over `run` windows.
 
-    Args as those of the forward kernel, COUNT_Q queries from FIRST_Q on and keys alike; parts (runs, heads, COUNT_Q,
-    COUNT_K) float32 is written.
+    Args as those of the forward kernel; parts (runs, heads, Q, K * K) float32 is written.
     """
     pixel *= VECTOR
     head_step *= VECTOR
     QUERIES: tl.constexpr = WINDOW * WINDOW
     KEYS: tl.constexpr = KEY_WINDOW * KEY_WINDOW
-    QUERY_BLOCKS: tl.constexpr = (COUNT_Q + BLOCK_Q - 1) // BLOCK_Q
-    BLOCKS: tl.constexpr = QUERY_BLOCKS * ((COUNT_K + BLOCK_K - 1) // BLOCK_K)
+    QUERY_BLOCKS: tl.constexpr = (QUERIES + BLOCK_Q - 1) // BLOCK_Q
+    BLOCKS: tl.constexpr = QUERY_BLOCKS * ((KEYS + BLOCK_K - 1) // BLOCK_K)
     SIDE: tl.constexpr = WINDOW + KEY_WINDOW - 1
     LENGTH: tl.constexpr = SIDE * SIDE + (WINDOW - 1) * (SIDE + 1) + 1
     program = tl.program_id(0)
     head = program % heads
     block = (program // heads) % BLOCKS
     part = program // (heads * BLOCKS)
-    own_i = (block % QUERY_BLOCKS) * BLOCK_Q + tl.arange(0, BLOCK_Q)
-    own_j = (block // QUERY_BLOCKS) * BLOCK_K + tl.arange(0, BLOCK_K)
-    i = FIRST_Q + own_i
-    j = FIRST_K + own_j
+    i = (block % QUERY_BLOCKS) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    j = (block // QUERY_BLOCKS) * BLOCK_K + tl.arange(0, BLOCK_K)
     head_start = head * head_step
     own = load_bias(bias + head * LENGTH, query_term(i, WINDOW, KEY_WINDOW), key_term(j, WINDOW, KEY_WINDOW, BLOCK_K))
     result = tl.zeros([BLOCK_Q, BLOCK_K], tl.float32)
@@ -380,9 +369,9 @@ def bias_kernel(
         p = probabilities(score, log[:, None], share[:, None], WIDE)
         grad_p = inner(grads, values, PRECISION, WIDE)
         result += p * (grad_p - less[:, None])
-    parts += (tl.cast(part, tl.int64) * heads + head) * (COUNT_Q * COUNT_K)
-    pairs = own_i[:, None] * COUNT_K + own_j[None, :]
-    tl.store(parts + pairs, result, mask=(own_i < COUNT_Q)[:, None] & (own_j < COUNT_K)[None, :])
+    pairs = i[:, None] * KEYS + j[None, :]
+    parts += (tl.cast(part, tl.int64) * heads + head) * (QUERIES * KEYS)
+    tl.store(parts + pairs, result, mask=(i < QUERIES)[:, None] & (j < KEYS)[None, :])
 
 
 @triton.jit(do_not_specialize=["heads"])
