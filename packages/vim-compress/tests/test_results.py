@@ -1,6 +1,7 @@
 """Every figure of the tables in docs/ is one of a committed JSON."""
 
 import json
+import math
 from pathlib import Path
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -38,4 +39,28 @@ def test_accuracy_of_the_weights_that_ship_is_what_was_measured():
     all_pictures = shown.pop(f"all {found['pictures']} held-out pictures")
     assert all_pictures == f"{found['top1']:.2f}"
     assert shown == {name: f"{value:.2f}" for name, value in found["per_class"].items()}
+    quantised = dict(table_rows("model-card.md", "made smaller, without training again"))
+    for words, name in (("two of four", "two-of-four"), ("merged", "merged")):
+        other = json.loads((DOCS / "results" / "emoji" / f"evaluation-{name}.json").read_text())
+        assert [value for key, value in quantised.items() if words in key] == [f"{other['top1']:.2f}"]
     assert f"{found['top1']:.1f} % of {found['pictures']} emoji" in (DOCS.parent / "README.md").read_text()
+
+
+def test_study_is_what_was_trained():
+    from vim_compress.study import summary
+
+    known = set()
+    for name in ("long",):
+        rows = json.loads((DOCS / "results" / "study" / f"{name}.json").read_text())["rows"]
+        for line in summary([row | {"latency_ms": row["latency_ms"] or math.nan} for row in rows]):
+            spread = f" +- {line['top1_std']:.2f}" if line["seeds"] > 1 else ""
+            known.add(
+                (
+                    *(line["method"], str(line["seeds"]), f"{line['top1']:.2f}{spread}"),
+                    *(f"{100 * line['sparsity']:.1f}", f"{line['parameters'] / 1e3:.0f}"),
+                    *(f"{line['total_macs'] / 1e6:.1f}", f"{line['latency_ms']:.2f}".replace("nan", "")),
+                )
+            )
+    rows = table_rows("study.md", "method")
+    assert len(rows) == len(known)
+    assert not [row for row in rows if tuple(row) not in known]
