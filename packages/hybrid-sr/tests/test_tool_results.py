@@ -31,3 +31,11 @@ def test_norms_of_the_shipped_network():
     for row in model["places"]:
         assert f"| {row['name']} | {row['max']:.2f} | {row['median']:.2f} | {row['max_over_median']:.2f} |" in page
     assert f"{model['places'][3]['max'] / model['places'][0]['max']:.0f} times from the first to the last" in page
+
+
+def test_attribution_map_of_the_shipped_network():
+    page = " ".join((DOCS / "inside.md").read_text().split())
+    (row,) = result("lam-china.json")["models"]
+    assert f"diffusion index {row['diffusion_index']:.2f}, {100 * row['cross_near']:.1f} % of the weight" in page
+    assert f"columns {row['cross_ratio']:.2f} times as heavy" in page
+    assert f"add up to {row['explained']:.1f} of a change of {row['change']:.1f}" in page
