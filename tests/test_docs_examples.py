@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-PARTS = ["README.md", *(f"packages/{name}" for name in
+PARTS = ["README.md", "docs", *(f"packages/{name}" for name in
          ("hybrid-sr", "mamba-diffusion", "muse-mamba", "ssm-kernels", "vim-compress"))]  # fmt: skip
 
 

@@ -172,9 +172,8 @@ class Page:
             check_install(words[2:])
             return "read"
         if words[0] == "python" and words[1].startswith("tools/"):
-            with mock.patch.object(sys, "argv", words[1:]):
-                call_with(lambda _: runpy.run_path(str(ROOT / words[1]), run_name="__main__"), [])
-            return "run"
+            run_tool(words[1:], read_only=long)
+            return "read" if long else "run"
         launched = words[0] in LAUNCHERS
         if launched and (script := next((word for word in words if word.endswith(".py")), None)):
             read_launcher(words, script=script)
@@ -235,6 +234,17 @@ def read_launcher(words: list[str], script: str | None = None) -> list[str]:
     if not (found.module or (script is not None and (ROOT / script).is_file())):
         raise Failed(f"{words[0]}: give the trainer as -m MODULE, or a file of this repository that exists")
     return ["-m", found.training_script, *found.training_script_args]
+
+
+def run_tool(words: list[str], *, read_only: bool) -> None:
+    """Run a file of tools/, or only let it read its options.
+
+    Raises:
+        Failed: It ends with another code than 0.
+    """
+    stopped = stopped_after_reading(Call("ssm-kernels", "", ())) if read_only else contextlib.nullcontext()
+    with mock.patch.object(sys, "argv", words), stopped, contextlib.suppress(Understood):
+        call_with(lambda _: runpy.run_path(str(ROOT / words[0]), run_name="__main__"), [])
 
 
 class Understood(BaseException):
