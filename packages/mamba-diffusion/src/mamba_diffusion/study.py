@@ -111,6 +111,8 @@ def study_command(options: StudyOptions) -> int:
     failed += study.train(more)
     study.measure([j for j in best if j is not None] + more)
     study.measure_baselines(baselines, {subject for _, subject in methods})
+    if study.rows:
+        study.write()
     study.say(study.text())
     complete = not failed and None not in best and all(study.done(j, "full") for j in [*best, *more] if j is not None)
     return 0 if complete else 1
@@ -305,48 +307,56 @@ class Study:
 
     def keep(self, row: dict[str, Any]) -> None:
         """Put a row into study.json."""
+        self.rows[row["name"]] = self.rows.get(row["name"], {}) | row
+        self.write()
+
+    def write(self) -> None:
+        """Write study.json."""
         from ssm_kernels.bench import environment
 
         from .device import pick_device
         from .evaluate import finite
 
-        self.rows[row["name"]] = self.rows.get(row["name"], {}) | row
         options = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.options).items()}
         record = {"rows": list(self.rows.values()), "options": options, "environment": environment(pick_device("auto"))}
         record["against"] = self.against()
         replace_text(self.file, json.dumps(finite(record), indent=1) + "\n")
 
     def against(self) -> dict[str, Any]:
-        """Return the speckle reduction of every fully measured row against v1 of the first seed, with its interval."""
+        """Return every row's speckle reduction against v1 of the first seed at its best rate, with its interval.
+
+        Both are taken from the full measurement, or from the screening where one of them has no other.
+        """
         from .metrics import ratio_reduction
 
         found = {}
         for row in self.rows.values():
-            reference = next(
-                (r for r in self._full(row["subject"]) if r["method"] == REFERENCE and r.get("seed") == 0), None
-            )
-            if reference is None or "full" not in row or row is reference:
+            known = [r for r in self.rows.values() if _is_reference(r, row["subject"])]
+            reference = max(known, key=lambda r: r["screen"]["psnr_mean"], default=None)
+            if reference is None or "screen" not in row or row is reference:
                 continue
-            pairs = [(_at(reference, SHARE, SIDE), _at(row, SHARE, SIDE))]
-            a, b = (np.array(case["xsi_parts"], np.float64) for case in pairs[0])
+            full = "full" in row and "full" in reference
+            cases = [_at(r, SHARE, SIDE) if full else r["screen"] for r in (reference, row)]
+            a, b = (np.array(case["xsi_parts"], np.float64) for case in cases)
             found[row["name"]] = list(ratio_reduction(a, b))
         return found
 
-    def _full(self, subject: str) -> Iterator[dict[str, Any]]:
-        return (row for row in self.rows.values() if row["subject"] == subject and "full" in row)
-
     def text(self) -> str:
-        """Return the fully measured rows as a table, at 20 % sensors on the first grid."""
+        """Return the rows as a table, at 20 % sensors on the first grid."""
         names = ("psnr", "psnr_mean", "ssim_mean", "xsi", "crps", "coverage")
         lines = [f"{'row':<36}{'parameters':>12}{'step ms':>9}" + "".join(f"{n:>11}" for n in names)]
         for row in self.rows.values():
-            if "full" not in row:
+            case = _at(row, SHARE, SIDE) if "full" in row else row.get("screen")
+            if case is None:
                 continue
-            case = _at(row, SHARE, SIDE)
             cells = "".join(f"{case[n]:>11.4f}" if case[n] is not None else f"{'':>11}" for n in names)
             step = f"{row['step_ms']:.1f}" if "step_ms" in row else ""
             lines.append(f"{row['name']:<36}{row.get('parameters', 0):>12,}{step:>9}{cells}")
         return "\n".join(lines)
+
+
+def _is_reference(row: dict[str, Any], subject: str) -> bool:
+    return (row["method"], row["subject"], row.get("seed")) == (REFERENCE, subject, 0) and "screen" in row
 
 
 def _at(row: dict[str, Any], share: float, resolution: int) -> dict[str, Any]:
