@@ -1,0 +1,38 @@
+"""The weights that ship: small enough, loadable, and their pages say what the committed results say."""
+
+import json
+from pathlib import Path
+
+import torch
+from muse_mamba.judge import Judge
+from muse_mamba.model import TokenModel
+from muse_mamba.tokenizer import VQTokenizer
+from muse_mamba.weights import WEIGHTS, find_judge, shipped_model, shipped_tokenizer
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def test_shipped_weights_belong_together_and_are_small():
+    folders = shipped_tokenizer(), shipped_model()
+    assert sum((folder / WEIGHTS).stat().st_size for folder in folders) <= 8_000_000
+    tokenizer, model = VQTokenizer.from_pretrained(folders[0]), TokenModel.from_pretrained(folders[1])
+    assert tokenizer.config.codes == model.config.vocab
+    ids = torch.full((1, model.config.length), model.config.vocab)
+    with torch.no_grad():
+        assert torch.isfinite(model(ids, None).logits).all()
+    judge = find_judge(None)
+    assert judge is not None
+    assert Judge.from_pretrained(judge).config.text_dim == model.config.text_dim
+    assert all((folder / "README.md").is_file() for folder in (*folders, judge))
+
+
+def test_model_card_is_the_json():
+    card = (DOCS / "model-card.md").read_text()
+    held = json.loads((DOCS / "results/tokenizer/held-out.json").read_text())["rows"][0]
+    ship = json.loads((DOCS / "results/ship/held-out.json").read_text())
+    sizes = json.loads((DOCS / "results/tokenizer/sizes.json").read_text())["rows"]
+    shares = ", ".join(f"{ship[f'loss_at_{share}']:.3f}" for share in ("0.25", "0.5", "0.75", "1"))
+    for text in (f"| {held['psnr']:.2f} dB |", f"perplexity {held['code_perplexity']:.0f}", f"| {shares} |"):
+        assert text in card
+    assert f"{ship['caption_gap']:.3f} nats a token" in card
+    assert [f"{row['psnr']:.1f}" for row in sizes] == ["27.1", "29.8", "32.5", "34.1"]
