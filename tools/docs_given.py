@@ -168,7 +168,7 @@ def sensors(folder: Path) -> None:
     values = np.sin(places @ draw.uniform(0.05, 0.2, (2, 3)))
     rows = "".join(",".join(f"{number:.3f}" for number in row) + "\n" for row in np.hstack([places, values]))
     (folder / "sensors.csv").write_text(f"lon,lat,red,green,blue\n{rows}")
-    (folder / "places.csv").write_text("lon,lat\n1.5,40\n2.5,41\n")
+    (folder / "places.csv").write_text("lon,lat\n1.5,41\n2.5,41.5\n")
     np.savez(folder / "sensors.npz", coords=places, values=values)
 
 
