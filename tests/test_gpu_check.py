@@ -1,7 +1,10 @@
 """The GPU check leaves out what a bare machine cannot collect, and nothing else."""
 
 import importlib.util
+import os
+import signal
 import sys
+import threading
 
 import pytest
 
@@ -30,10 +33,19 @@ def test_every_test_file_is_collected_here(gpu_check, workspace):
     assert [file.name for file in files if gpu_check.lacking(file)] == []
 
 
-def test_an_interrupted_run_still_tells_what_failed(gpu_check, tmp_path):
-    """A machine that is lent for minutes: the log names the failures when the time is up."""
+@pytest.mark.parametrize("limit_s", [5.0, None], ids=["limit", "Ctrl-C"])
+def test_an_interrupted_run_still_tells_what_failed(gpu_check, tmp_path, capfd, limit_s):
+    """A machine that is lent for minutes: the log names the failures when the time is up, the screen only those."""
     file = tmp_path / "test_slow.py"
-    file.write_text("import time\ndef test_wrong(): assert 1 == 2\ndef test_long(): time.sleep(60)\n")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", str(file)]
-    assert gpu_check.follow(command, tmp_path / "log", limit_s=6) != 0
+    file.write_text(
+        "import time\ndef test_right(): pass\ndef test_wrong(): assert 1 == 2\ndef test_long(): time.sleep(60)\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", str(file)]
+    key = threading.Timer(5.0, os.kill, [os.getpid(), signal.SIGINT])
+    if limit_s is None:
+        key.start()
+    assert gpu_check.follow(command, tmp_path / "log", limit_s) != 0
     assert "assert 1 == 2" in (tmp_path / "log").read_text()
+    shown = capfd.readouterr().out
+    assert "test_wrong FAILED" in shown
+    assert "test_right PASSED" not in shown

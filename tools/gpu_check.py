@@ -33,6 +33,8 @@ NEEDS = {
     "mamba-diffusion": (*TRAINS, "scipy"),
     "vim-compress": (*TRAINS, "timm"),
 }
+# lines of pytest -v that say only that a test begins or passed
+QUIET = re.compile(r"\bPASSED\b|^packages/\S+::.* $|^tests/\S+::.* $")
 
 
 def environment() -> dict[str, str]:
@@ -87,8 +89,9 @@ def run_tests(
     out: Path, name: str, marks: str, expression: str | None, jobs: int, limit_s: float | None
 ) -> dict[str, int]:
     """Run the tests with these marks, `jobs` at a time; return how many there were and how many failed."""
-    # pytest-benchmark, where it is installed, warns under pytest-xdist, and warnings are errors here
-    command = [sys.executable, "-m", "pytest", "-q", "-m", marks, "--slow", "-p", "no:cacheprovider"]
+    # pytest-benchmark, where it is installed, warns under pytest-xdist, and warnings are errors here; a line for every
+    # test (-v) tells which failed even if this process is killed before the summary
+    command = [sys.executable, "-m", "pytest", "-v", "-m", marks, "--slow", "-p", "no:cacheprovider"]
     command += ["-p", "no:benchmark", f"--junitxml={out / name}.xml"]
     command += ["-n", str(jobs)] if jobs > 1 and importlib.util.find_spec("xdist") else []
     command += ["-k", expression] if expression else []
@@ -99,24 +102,34 @@ def run_tests(
 
 
 def follow(command: list[str], log: Path, limit_s: float | None = None) -> int:
-    """Run a command, its output on the screen and in a file; return its exit code.
+    """Run a command, its output in a file and, but for tests that begin or pass, on the screen; return its exit code.
 
     After `limit_s` seconds it is interrupted, as by Ctrl-C: pytest then still tells of the failures so far.
     """
     with (
         subprocess.Popen(
-            command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # Ctrl-C comes here alone, and is passed on once
         ) as process,
         log.open("w") as file,
     ):
         assert process.stdout is not None
+        before = signal.signal(signal.SIGINT, lambda *_: process.send_signal(signal.SIGINT))
         timer = threading.Timer(limit_s or 0, process.send_signal, [signal.SIGINT])
         if limit_s is not None:
             timer.start()
         for line in process.stdout:
             file.write(line)
-            print(line, end="", flush=True)
+            file.flush()
+            if not QUIET.search(line):
+                print(line, end="", flush=True)
         timer.cancel()
+    signal.signal(signal.SIGINT, before)
     return process.returncode
 
 
