@@ -128,7 +128,7 @@ def test_run_leaves_its_row_and_report_follows(small, photos, capsys):
 
 @pytest.mark.slow  # starts a process
 def test_done_runs_are_not_repeated_and_failures_are_named(tmp_path, capsys):
-    options = StudyOptions(out=tmp_path, rows="ssd,mamba", seeds="1", data=str(tmp_path / "none"), parallel=2)
+    options = StudyOptions(out=tmp_path, rows="ssd,mamba", seeds="1", data=str(tmp_path / "none"), jobs=2)
     for name in ("rows", "logs"):
         (tmp_path / name).mkdir()
     jobs = plan_jobs(options)

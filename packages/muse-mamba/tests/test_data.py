@@ -212,7 +212,7 @@ def test_study_trains_judges_and_is_not_repeated(packed, tmp_path, capsys):
         methods="concat",
         seeds="0",
         steps=3,
-        parallel=1,
+        jobs=1,
         recipe="tiny",
         prompts=1,
         extra="--save_every 1 --model.direction causal",

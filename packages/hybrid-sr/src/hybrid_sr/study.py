@@ -43,8 +43,8 @@ class StudyOptions:
         lr: Peak learning rate.
         graph: Replay training as CUDA graphs.
         workers: Loader processes of every run.
-        parallel: Runs side by side.
-        minutes: Stop after this time; runs that are under way are saved and go on next time.
+        jobs: Runs side by side.
+        max_minutes: Stop after this time; runs that are under way are saved and go on next time.
         phase: Train, time the networks one by one (leave the machine alone meanwhile), report; or all three.
     """
 
@@ -62,15 +62,15 @@ class StudyOptions:
     lr: float = 1e-3
     graph: bool = False
     workers: int = 2
-    parallel: int = 4
-    minutes: float | None = None
+    jobs: int = 4
+    max_minutes: float | None = None
     phase: Literal["all", "train", "time", "report"] = "all"
 
     def __post_init__(self) -> None:
         """Refuse what no run can do."""
         if self.out is None:
             raise ValueError("--out is missing; give the folder of the study, as in --out runs/study")
-        for name in ("steps", "batch", "patch", "points", "parallel"):
+        for name in ("steps", "batch", "patch", "points", "jobs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name}: must be at least 1, got {getattr(self, name)}")
         if self.points > self.steps:
@@ -170,7 +170,7 @@ def write(file: Path, value: Any) -> None:
 
 
 def run_jobs(jobs: list[Job], options: StudyOptions) -> list[str]:
-    """Train what is not done, `parallel` runs at a time; return the names of those that failed."""
+    """Train what is not done, `jobs` runs at a time; return the names of those that failed."""
     begun = time.monotonic()
     waiting = [job for job in jobs if not job.result.is_file()]
     running: dict[str, tuple[Job, subprocess.Popen[bytes], float]] = {}
@@ -178,11 +178,11 @@ def run_jobs(jobs: list[Job], options: StudyOptions) -> list[str]:
     total, ended, stopped = len(waiting), 0, False
     try:
         while waiting or running:
-            if not stopped and options.minutes is not None and time.monotonic() - begun > 60 * options.minutes:
+            if not stopped and options.max_minutes is not None and time.monotonic() - begun > 60 * options.max_minutes:
                 waiting, stopped = [], True
                 for _, process, _ in running.values():
                     process.terminate()  # the trainer finishes its step and saves
-            while waiting and len(running) < options.parallel:
+            while waiting and len(running) < options.jobs:
                 job = waiting.pop(0)
                 running[job.name] = (job, start_job(job, options), time.monotonic())
             time.sleep(POLL)

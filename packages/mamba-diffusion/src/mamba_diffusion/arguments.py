@@ -291,7 +291,7 @@ class StudyOptions:
         batch: Fields a step.
         jobs: Runs side by side on the device.
         count: Held-out parts that are measured.
-        minutes: Start no new run after so many minutes.
+        max_minutes: Start no new run after so many minutes.
         precision: Of the training.
         resolutions: Grids that are measured beside the first, which is 32.
         queries: Of every field in training.
@@ -311,7 +311,7 @@ class StudyOptions:
     batch: int = 64
     jobs: int = 2
     count: int = 32
-    minutes: float = 60.0
+    max_minutes: float = 60.0
     precision: Literal["no", "bf16"] = "bf16"
     resolutions: str = "64,128"
     queries: int = 512

@@ -147,7 +147,7 @@ class Study:
 
     def __init__(self, options: StudyOptions) -> None:
         self.options, self.out = options, options.out
-        self.deadline = time.monotonic() + 60 * options.minutes
+        self.deadline = time.monotonic() + 60 * options.max_minutes
         (self.out / "runs").mkdir(parents=True, exist_ok=True)
         self.file = self.out / "study.json"
         self.rows: dict[str, dict[str, Any]] = {}

@@ -89,8 +89,8 @@ class StudyOptions:
         methods: Names separated by commas, or all.
         seeds: Numbers separated by commas.
         steps: Of every run.
-        parallel: Runs side by side on one device.
-        minutes: Start no further run after so many; what is left is done when the command is given again.
+        jobs: Runs side by side on one device.
+        max_minutes: Start no further run after so many; what is left is done when the command is given again.
         recipe: Named run whose sizes are used.
         prompts: Held-out captions that are drawn and judged.
         report_only: Train nothing; write table, plot and sheet of what is there.
@@ -103,8 +103,8 @@ class StudyOptions:
     methods: str = "all"
     seeds: str = "0,1"
     steps: int = 6_000
-    parallel: int = 4
-    minutes: float | None = None
+    jobs: int = 4
+    max_minutes: float | None = None
     recipe: str = "study"
     prompts: int = 50
     report_only: bool = False
@@ -114,7 +114,7 @@ class StudyOptions:
         """Refuse what cannot be run."""
         if self.out is None:
             raise ValueError("--out is missing; give the folder of the study")
-        at_least_one(self, "steps", "parallel", "prompts")
+        at_least_one(self, "steps", "jobs", "prompts")
 
 
 @dataclass(frozen=True, kw_only=True)

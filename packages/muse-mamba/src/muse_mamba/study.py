@@ -101,7 +101,7 @@ def check_inputs(options: StudyOptions) -> None:
 
 
 def run_jobs(jobs: list[Job], options: StudyOptions) -> None:
-    """Train what is not done, `parallel` runs at a time; each is judged when it ends."""
+    """Train what is not done, `jobs` runs at a time; each is judged when it ends."""
     start = time.monotonic()
     waiting = [job for job in jobs if not job.done]
     running: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
@@ -109,11 +109,11 @@ def run_jobs(jobs: list[Job], options: StudyOptions) -> None:
     try:
         while waiting or running:
             spent = (time.monotonic() - start) / 60
-            if options.minutes is not None and spent >= options.minutes:
+            if options.max_minutes is not None and spent >= options.max_minutes:
                 waiting = []
                 for _, process in running.values():
                     process.terminate()  # the trainer finishes its step and saves
-            while waiting and len(running) < options.parallel:
+            while waiting and len(running) < options.jobs:
                 job = waiting.pop(0)
                 process = start_job(job, options)
                 running[process.pid] = (job, process)
@@ -127,7 +127,7 @@ def run_jobs(jobs: list[Job], options: StudyOptions) -> None:
                     failures[job.folder] = failures.get(job.folder, 0) + 1
                     print(f"{job.method} seed {job.seed} ended with {process.returncode}; see {job.folder}/log.txt")
                     mistaken = process.returncode == 2
-                    if failures[job.folder] < RESUMED_BADLY and options.minutes is None and not mistaken:
+                    if failures[job.folder] < RESUMED_BADLY and options.max_minutes is None and not mistaken:
                         waiting.append(job)
                 elif job.done:
                     row = json.loads((job.folder / ROW).read_text())
