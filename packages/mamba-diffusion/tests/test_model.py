@@ -200,5 +200,5 @@ def test_shapes_that_do_not_fit(tiny_model, change, said):
 
 def test_grid_that_does_not_fit_says_what_does(tiny_model):
     coords, values, _ = points()
-    with pytest.raises(ValueError, match=r"queries must be at most \d+ for kind=v2"):
-        sample_fields(tiny_model("tiny-v2"), coords, values, torch.rand(1, 100_000, 2), Prediction())
+    with pytest.raises(ValueError, match=r"must be at most \d+ together for kind=v2, got 20 and 200000"):
+        sample_fields(tiny_model("tiny-v2"), coords, values, torch.rand(1, 200_000, 2), Prediction())

@@ -5,6 +5,7 @@ Ni sensors, Nq queries, C channels, d axes, K samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -151,10 +152,10 @@ def fields_at_once(model: SparseField, sensors: int, queries: int) -> int:
         return max(1, TOKENS // (sensors + min(queries, model.config.anchors)))
     pairs = (sensors + queries) ** 2
     if pairs > MOST_PAIRS:
-        most = int(MOST_PAIRS**0.5) - sensors
         raise ValueError(
-            f"sample_fields: queries must be at most {most} for kind={model.config.kind}, got {queries}: every query "
-            "looks at every other; ask for a smaller grid, or use a model of kind ours"
+            f"sample_fields: sensors and queries must be at most {math.isqrt(MOST_PAIRS)} together for kind="
+            f"{model.config.kind}, got {sensors} and {queries}: all of them look at one another; ask for a smaller "
+            "grid, give fewer sensors, or use a model of kind ours"
         )
     return max(1, PAIRS // pairs)
 
