@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 import pytest
 
@@ -44,7 +45,9 @@ def test_an_interrupted_run_still_tells_what_failed(gpu_check, tmp_path, capfd, 
     key = threading.Timer(5.0, os.kill, [os.getpid(), signal.SIGINT])
     if limit_s is None:
         key.start()
+    begun = time.monotonic()
     assert gpu_check.follow(command, tmp_path / "log", limit_s) != 0
+    assert time.monotonic() - begun < 40  # not when the test of 60 s is over
     assert "assert 1 == 2" in (tmp_path / "log").read_text()
     shown = capfd.readouterr().out
     assert "test_wrong FAILED" in shown

@@ -106,31 +106,43 @@ def follow(command: list[str], log: Path, limit_s: float | None = None) -> int:
 
     After `limit_s` seconds it is interrupted, as by Ctrl-C: pytest then still tells of the failures so far.
     """
-    with (
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,  # Ctrl-C comes here alone, and is passed on once
-        ) as process,
-        log.open("w") as file,
-    ):
-        assert process.stdout is not None
-        before = signal.signal(signal.SIGINT, lambda *_: process.send_signal(signal.SIGINT))
-        timer = threading.Timer(limit_s or 0, process.send_signal, [signal.SIGINT])
-        if limit_s is not None:
-            timer.start()
-        for line in process.stdout:
-            file.write(line)
-            file.flush()
-            if not QUIET.search(line):
-                print(line, end="", flush=True)
+    started: list[subprocess.Popen[str]] = []
+
+    def interrupt(*_: object) -> None:
+        for process in started:
+            process.send_signal(signal.SIGINT)
+
+    # Ctrl-C is passed on once. Set before the command begins, which would inherit a SIGINT that is ignored here
+    before = signal.signal(signal.SIGINT, interrupt)
+    timer = threading.Timer(limit_s or 0, interrupt)
+    try:
+        with log.open("w") as file, _start(command) as process:
+            started.append(process)
+            assert process.stdout is not None
+            if limit_s is not None:
+                timer.start()
+            for line in process.stdout:
+                file.write(line)
+                file.flush()
+                if not QUIET.search(line):
+                    print(line, end="", flush=True)
+    finally:
         timer.cancel()
-    signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, before)
     return process.returncode
+
+
+def _start(command: list[str]) -> subprocess.Popen[str]:
+    """Start a command in a process group of its own, its output in one pipe."""
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def run_sanitizer(out: Path) -> int | None:
