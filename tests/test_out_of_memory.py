@@ -1,6 +1,7 @@
 """A GPU whose memory is full: every trainer says in one line which micro-batch fits, having tried it."""
 
 import importlib
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,3 +43,14 @@ def test_says_which_batch_fits(monkeypatch, capsys, tmp_path, name, limit, said)
     assert text.strip().count("\n") == 0
     assert tried[0] == (12, 2, None)
     assert tried[1:] == [(micro, 2, 2) for micro in (8, 4, 2, 1) if micro >= limit]
+
+
+@pytest.mark.parametrize(
+    ("micro", "said"), [(5, "try --micro_batch 2"), (12, "try --micro_batch 4"), (1, "no smaller one fits")]
+)
+@pytest.mark.parametrize("package", ["hybrid_sr", "mamba_diffusion", "muse_mamba", "vim_compress"])
+def test_several_processes_are_told_what_the_run_would_take(package, micro, said):
+    """Nothing is tried then; what is named divides the batch of all processes, and is smaller than what failed."""
+    outofmemory = importlib.import_module(f"{package}.outofmemory")
+    cfg = SimpleNamespace(micro_batch=micro, global_batch=24 if micro == 12 else 20, processes=2)
+    assert said in outofmemory.fitting_batch(cfg, lambda *_: pytest.fail("tried"))

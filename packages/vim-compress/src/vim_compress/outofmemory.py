@@ -30,11 +30,12 @@ def fitting_batch(cfg: TrainConfig, train: Callable[[TrainConfig, Path], object]
     """
     full = f"the GPU's memory is full at --micro_batch {cfg.micro_batch}"
     again = "start again in a new folder; the steps stay the same, their gradients are accumulated"
-    if cfg.processes > 1:
-        return f"{full}; try --micro_batch {max(1, cfg.micro_batch // 2)}: {again}"
-    for micro in range(cfg.micro_batch - 1, 0, -1):
-        halved = micro & (micro - 1) == 0  # powers of two: a few tries
-        if halved and cfg.global_batch % micro == 0 and _fits(cfg, micro, train):
+    divides = [2**n for n in range(cfg.micro_batch.bit_length()) if cfg.global_batch % (2**n * cfg.processes) == 0]
+    smaller = [micro for micro in reversed(divides) if micro < cfg.micro_batch]  # powers of two: a few tries
+    if cfg.processes > 1 and smaller:
+        return f"{full}; try --micro_batch {smaller[0]}: {again}"
+    for micro in smaller:
+        if _fits(cfg, micro, train):
             return f"{full}; --micro_batch {micro} fits: {again}"
     return f"{full} and no smaller one fits; add --checkpoint_activations true or take a smaller preset"
 
