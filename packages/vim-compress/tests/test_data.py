@@ -297,6 +297,22 @@ def test_parquet_streams_with_their_classes(tmp_path):
     stream.start = 2
     later = next(iter(stream))
     assert torch.equal(later["image"], batches[2]["image"])
+    (tmp_path / "shards" / "validation-0.parquet").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match="readable data set"):  # not passed over for the test split, or for none
+        stream.held_out()
+
+
+def test_every_split_has_its_own_shards(tmp_path):
+    from vim_compress.stream import held_split, shards
+
+    assert held_split(str(tmp_path)) is None
+    for name in ("test-0", "train-0", "more"):
+        (tmp_path / f"{name}.parquet").touch()
+    assert held_split(str(tmp_path)) == "test"
+    (tmp_path / "validation-0.parquet").touch()
+    assert held_split(str(tmp_path)) == "validation"
+    names = {split: [file.stem for file in shards(str(tmp_path), split)] for split in ("train", "validation", "test")}
+    assert names == {"train": ["more", "train-0"], "validation": ["validation-0"], "test": ["test-0"]}
 
 
 def test_recipes_are_valid_and_plain_values_come_back():

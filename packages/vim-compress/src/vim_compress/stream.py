@@ -85,21 +85,23 @@ class Stream(IterableDataset[dict[str, Tensor]]):
             yield assemble(numbers, found, self.cfg, self.model)
 
     def held_out(self) -> Pictures | None:
-        """Read the first 5,000 pictures of the validation or test split; None if there is no such split."""
-        for split in HELD_SPLITS:
-            try:
-                image, label, classes, rows = open_rows(str(self.cfg.data), split)
-            except ValueError:
-                continue
-            images, labels = [], []
-            for row in islice(rows, MOST_HELD):
-                picture = _picture(row[image])
-                if picture is not None:
-                    images.append(np.asarray(picture))
-                    labels.append(int(row[label]))
-            names = [f"{split} {i}" for i in range(len(images))]
-            return Pictures(images, np.array(labels, np.int64), names, classes, self.model.domain) if images else None
-        return None
+        """Read the first 5,000 pictures of the validation or test split; None if there is no such split.
+
+        Raises:
+            ValueError: There is one, and it cannot be read.
+        """
+        split = held_split(str(self.cfg.data))
+        if split is None:
+            return None
+        image, label, classes, rows = open_rows(str(self.cfg.data), split)
+        images, labels = [], []
+        for row in islice(rows, MOST_HELD):
+            picture = _picture(row[image])
+            if picture is not None:
+                images.append(np.asarray(picture))
+                labels.append(int(row[label]))
+        names = [f"{split} {i}" for i in range(len(images))]
+        return Pictures(images, np.array(labels, np.int64), names, classes, self.model.domain) if images else None
 
     def _values(self) -> Iterator[dict[str, Any]]:
         """Yield undecoded rows without end."""
@@ -171,18 +173,29 @@ def open_rows(data: str, split: str) -> tuple[str, str, tuple[str, ...], Any]:
     return images[0], label, tuple(f"class {i}" for i in range(highest + 1)), rows
 
 
+def held_split(data: str) -> str | None:
+    """Return the first of the held-out splits that `data` has, by its shards or by what a data set says of itself."""
+    if Path(data).exists():
+        return next((split for split in HELD_SPLITS if shards(data, split)), None)
+    import datasets
+
+    names = datasets.get_dataset_split_names(data)
+    return next((split for split in HELD_SPLITS if split in names), None)
+
+
 def shards(data: str, split: str) -> list[Path]:
     """Return the .parquet files, or else the .tar files, that `data` names or a folder holds; often none.
 
     Files whose names begin with a held-out split's belong to that split, the others to training.
     """
+    begins = HELD_SPLITS if split == "train" else split
     path = Path(data)
     if path.suffix in SHARDS and path.is_file():
         return [path] if split == "train" else []
     for suffix in SHARDS:
         found = sorted(path.rglob(f"*{suffix}")) if path.is_dir() else []
         if found:
-            return [f for f in found if f.name.startswith(HELD_SPLITS) == (split != "train")]
+            return [f for f in found if f.name.startswith(begins) == (split != "train")]
     return []
 
 
