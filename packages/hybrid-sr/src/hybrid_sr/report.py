@@ -102,13 +102,8 @@ def make_report(run: Path, options: ReportOptions) -> tuple[str, list[dict[str, 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
     """Return the rows of a .jsonl file without one that a crash cut off."""
-    rows = []
-    for line in file.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue
-    return rows
+    text = file.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def run_curves(run: Path, rows: list[dict[str, Any]]) -> str:
