@@ -180,7 +180,7 @@ def end(child: subprocess.Popen[bytes]) -> None:
         try:
             os.killpg(child.pid, number)
             child.wait(seconds)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
+        except (ProcessLookupError, subprocess.TimeoutExpired):  # gone already, or deaf to the gentler signal
             continue
 
 

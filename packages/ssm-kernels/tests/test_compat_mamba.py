@@ -139,7 +139,7 @@ def test_initial_values_and_marks():
     assert mixer.D._no_weight_decay
     assert mixer.dt_proj.bias._no_reinit
     assert Mamba(64).dt_rank == math.ceil(64 / 16)
-    with pytest.raises(NotImplementedError, match="dt_init"):
+    with pytest.raises(NotImplementedError, match="dt_init"):  # mamba-ssm's type for a wrong value: its users catch it
         Mamba(8, dt_init="zeros")
 
 

@@ -265,7 +265,7 @@ def fitting_presets(state: Mapping[str, Tensor], scale: int) -> list[str]:
         try:
             config = make(scale)
             renamed = from_published(state, config) if is_published(state) else dict(state)
-        except ValueError:
+        except ValueError:  # the names are not those of this preset, which is what is asked here
             continue
         stem = renamed.get("stem.weight")
         if stem is None or len(stem) != config.dim:  # most are told apart without building them

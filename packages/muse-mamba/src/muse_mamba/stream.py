@@ -98,7 +98,7 @@ class PictureStream(IterableDataset[Batch]):
                 try:
                     self._spare = decode(value)
                     break
-                except (OSError, TypeError):
+                except (OSError, TypeError):  # named and counted when its own turn comes
                     continue
         if self._spare is None:
             raise ValueError(f"data: none of the first {FIRST_ROWS} rows of {self.cfg.data} can be used")

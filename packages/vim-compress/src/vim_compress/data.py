@@ -111,7 +111,7 @@ class Numbered(Dataset[Batch]):
         for index in range(min(100, len(self.pictures))):
             try:
                 return self.pictures.image(index)
-            except OSError:
+            except OSError:  # named and counted when its own turn comes
                 continue
         raise ValueError(f"data: none of the first 100 of {len(self.pictures)} pictures can be read; check the files")
 
