@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from . import arguments as options
+from .parsing import parse_options
 
 USAGE = """usage: mamba-diffusion VERB ...
 
@@ -100,7 +101,7 @@ def run() -> NoReturn:
 
 
 def _reconstruct(argv: list[str]) -> int:
-    found, points = options.parse_options(
+    found, points = parse_options(
         "reconstruct",
         argv,
         options.ReconstructOptions,
@@ -118,7 +119,7 @@ def _reconstruct(argv: list[str]) -> int:
 
 def _evaluate(argv: list[str]) -> int:
     about = "Measure a model and classical methods on held-out fields."
-    found, _ = options.parse_options("evaluate", argv, options.EvaluateOptions, description=about)
+    found, _ = parse_options("evaluate", argv, options.EvaluateOptions, description=about)
     from .commands import evaluate_command
 
     return evaluate_command(found)
@@ -126,7 +127,7 @@ def _evaluate(argv: list[str]) -> int:
 
 def _compare(argv: list[str]) -> int:
     about = "Compare two models: same parts, sensors and seeds, paired bootstrap intervals."
-    found, _ = options.parse_options("compare", argv, options.CompareOptions, description=about)
+    found, _ = parse_options("compare", argv, options.CompareOptions, description=about)
     from .commands import compare_command
 
     return compare_command(found)
@@ -134,7 +135,7 @@ def _compare(argv: list[str]) -> int:
 
 def _multiscale(argv: list[str]) -> int:
     about = "Measure a model on several grids over the same field and with several samplers."
-    found, _ = options.parse_options("multiscale", argv, options.MultiscaleOptions, description=about)
+    found, _ = parse_options("multiscale", argv, options.MultiscaleOptions, description=about)
     from .commands import multiscale_command
 
     return multiscale_command(found)
@@ -142,7 +143,7 @@ def _multiscale(argv: list[str]) -> int:
 
 def _sample(argv: list[str]) -> int:
     about = "Draw samples of a packaged field from its sensors, on any grid."
-    found, _ = options.parse_options("sample", argv, options.SampleOptions, description=about)
+    found, _ = parse_options("sample", argv, options.SampleOptions, description=about)
     from .commands import sample_command
 
     return sample_command(found)
@@ -150,7 +151,7 @@ def _sample(argv: list[str]) -> int:
 
 def _report(argv: list[str]) -> int:
     about = "Write a page that shows the flow from noise to field, the sensors, and the field at several resolutions."
-    found, _ = options.parse_options("report", argv, options.ReportOptions, description=about)
+    found, _ = parse_options("report", argv, options.ReportOptions, description=about)
     from .report import report_command
 
     return report_command(found)
@@ -158,14 +159,14 @@ def _report(argv: list[str]) -> int:
 
 def _study(argv: list[str]) -> int:
     about = "Train methods x rates x seeds under one budget, measure them, keep JSON rows; goes on where it stopped."
-    found, _ = options.parse_options("study", argv, options.StudyOptions, description=about)
+    found, _ = parse_options("study", argv, options.StudyOptions, description=about)
     from .study import study_command
 
     return study_command(found)
 
 
 def _info(argv: list[str]) -> int:
-    found, _ = options.parse_options(
+    found, _ = parse_options(
         "info",
         argv,
         options.InfoOptions,
@@ -178,7 +179,7 @@ def _info(argv: list[str]) -> int:
 
 
 def _benchmark(argv: list[str]) -> int:
-    found, _ = options.parse_options(
+    found, _ = parse_options(
         "benchmark",
         argv,
         options.BenchmarkOptions,
@@ -191,7 +192,7 @@ def _benchmark(argv: list[str]) -> int:
 
 
 def _export(argv: list[str]) -> int:
-    found, weights = options.parse_options(
+    found, weights = parse_options(
         "export",
         argv,
         options.ExportOptions,
