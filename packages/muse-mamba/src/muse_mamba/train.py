@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from .config import ModelConfig
 from .options import Trainer, fail, parse
 from .recipes import RECIPES, TrainConfig, recipe
-from .runconfig import lr_at
+from .runconfig import ema_at, lr_at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(torch.OutOfMemoryError):  # its traceback, which holds the tensors, must go before others fit
             train(order.config, order.out, resume_run=order.resume)
             return 0
-        fail(TRAINER.prog, fitting_batch(order.config, train), code=1)
+        advice = fitting_batch(replace(order.config, graph=False), train)
+        fail(TRAINER.prog, advice + ("; leave out --graph then" if order.config.graph else ""), code=1)
     except ValueError as mistake:
         fail(TRAINER.prog, mistake)
     except (NonFiniteError, OSError) as trouble:
@@ -75,6 +77,7 @@ def train(cfg: TrainConfig, out: Path, *, resume_run: bool = False) -> Progress:
     """
     import torch
 
+    from .graphs import RecordedStep
     from .guard import Stop
     from .pace import Pace
     from .run import prepare
@@ -83,17 +86,22 @@ def train(cfg: TrainConfig, out: Path, *, resume_run: bool = False) -> Progress:
     run = prepare(cfg, out, resume_run=resume_run)
     accelerator, progress = run.accelerator, run.progress
     batches = forever(run)
+    recorded = RecordedStep(run) if cfg.graph else None
     last = min(cfg.steps, cfg.stop_at or cfg.steps)
     mean_loss = torch.full((), progress.loss, device=accelerator.device)
     pace = Pace(progress.step, cfg.steps, shown=accelerator.is_main_process)
 
     with Stop(cfg.max_minutes) as stop:
         while progress.step < last:
-            run.network.train()
-            for group in run.optimizer.param_groups:
-                group["lr"] = lr_at(progress.step, cfg)
-            loss, norm = take_step(run, batches)
-            follow(cfg, progress.step, run.average, run.averaged, run.followed)
+            if not run.network.training:
+                run.network.train()
+            if recorded is None:
+                for group in run.optimizer.param_groups:
+                    group["lr"] = lr_at(progress.step, cfg)
+                loss, norm = take_step(run, batches)
+                follow(cfg, progress.step, run.average, run.averaged, run.followed)
+            else:
+                loss, norm = recorded(next(batches), lr_at(progress.step, cfg), ema_at(progress.step, cfg))
             mean_loss += loss / cfg.log_every
             progress.step += 1
             pace.advance()

@@ -1,0 +1,129 @@
+"""Record a whole training step once as a CUDA graph and replay it: the host then starts one thing a step.
+
+Small networks are bound by the host, which starts some thousand kernels a step. What changes from step to step (the
+batch, with what chance decided about it, the learning rate, the decay of the average, the step's number) lies in
+tensors that stay where they are. What a loss draws on the device itself is drawn anew by every replay.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .checks import refuse
+from .loss import token_loss
+
+if TYPE_CHECKING:
+    from .data import Batch
+    from .run import Run
+
+EAGER_STEPS = 3  # before the recording: kernels are compiled, moments and buffers come into being
+
+
+class RecordedStep:
+    """A training step of one process without accumulation: the same as the loop's, with nothing left to the host.
+
+    Args:
+        run: Prepared, and resumed if it is resumed.
+
+    Raises:
+        ValueError: The device is no CUDA GPU.
+    """
+
+    def __init__(self, run: Run) -> None:
+        device = run.accelerator.device
+        if device.type != "cuda":
+            raise ValueError(f"train: --graph must have a CUDA GPU, got {device.type}; leave it out here")
+        self.step_on_device = DeviceStep(run)
+        self.stream = torch.cuda.Stream(device)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.results: tuple[Tensor, Tensor] | None = None
+        self.eager = 0
+
+    def __call__(self, batch: Batch, lr: float, ema: float) -> tuple[Tensor, Tensor]:
+        """Make one optimizer step and let the average follow; return loss and gradient norm, on the device."""
+        self.step_on_device.set(batch, lr, ema)
+        if self.graph is None and self.eager == EAGER_STEPS:
+            self._record()
+        if self.graph is not None:
+            self.graph.replay()
+            assert self.results is not None
+            return self.results
+        self.eager += 1
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            results = self.step_on_device.make()
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return results
+
+    def _record(self) -> None:
+        self.step_on_device.forget_gradients()
+        for group in self.step_on_device.run.optimizer.param_groups:
+            group["capturable"] = True
+        torch.cuda.synchronize()
+        self.graph = torch.cuda.CUDAGraph()
+        # "thread_local": the loader's thread may page-lock memory meanwhile
+        with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
+            self.results = self.step_on_device.make()
+
+
+class DeviceStep:
+    """A training step that reads everything from tensors of its own, so that it can be recorded. Any device.
+
+    Args:
+        run: Prepared; its optimizer's learning rate becomes a tensor.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        device = run.accelerator.device
+        self.number = torch.zeros((), dtype=torch.int64, device=device)
+        self.lr = torch.zeros((), device=device)
+        self.share = torch.zeros((), device=device)  # of the new weights in the average
+        self.batch: Batch = {}
+        for group in run.optimizer.param_groups:
+            group["lr"] = self.lr
+
+    def set(self, batch: Batch, lr: float, ema: float) -> None:
+        """Take what is new in the step that comes.
+
+        Raises:
+            ValueError: The batch has other parts or shapes than the first one.
+        """
+        if not self.batch:
+            self.batch = {name: x.clone() for name, x in batch.items()}
+        found, wanted = _shapes(batch), _shapes(self.batch)
+        if found != wanted:
+            refuse("train", "batch", f"{wanted} with --graph, as the first one was", found, "leave out --graph")
+        for name, x in batch.items():
+            self.batch[name].copy_(x)
+        self.number.fill_(self.run.progress.step)
+        self.lr.fill_(lr)
+        self.share.fill_(1 - ema)
+
+    def make(self) -> tuple[Tensor, Tensor]:
+        """Make the step."""
+        run = self.run
+        self.forget_gradients()
+        with run.accelerator.autocast():  # begins and ends in the recording, so that no cast weight outlives it
+            loss = token_loss(run.network, run.plain, self.batch, run.cfg)
+        run.accelerator.backward(loss)
+        norm = torch.nn.utils.clip_grad_norm_(run.network.parameters(), run.cfg.clip or math.inf)
+        run.guard.check(self.number, loss, norm)
+        run.optimizer.step()
+        change = torch._foreach_sub(run.followed, run.averaged)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_mul_(change, self.share)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_add_(run.averaged, change)  # pyright: ignore[reportPrivateImportUsage]
+        return loss.detach(), norm
+
+    def forget_gradients(self) -> None:
+        """Let the backward pass set gradients instead of adding to them."""
+        for parameter in self.run.network.parameters():
+            parameter.grad = None
+
+
+def _shapes(batch: Batch) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(x.shape) for name, x in batch.items()}
