@@ -285,6 +285,7 @@ class StudyOptions:
         count: Held-out parts that are measured.
         max_minutes: Start no new run after so many minutes.
         precision: Of the training.
+        graph: Replay training steps as CUDA graphs.
         resolutions: Grids that are measured beside the first, which is 32.
         queries: Of every field in training.
         baselines: Classical methods that are measured beside the networks, with commas between; none.
@@ -305,6 +306,7 @@ class StudyOptions:
     count: int = 32
     max_minutes: float = 60.0
     precision: Literal["no", "bf16"] = "bf16"
+    graph: bool = False
     resolutions: str = "64,128"
     queries: int = 512
     baselines: str = "nearest,linear,rbf,kriging"

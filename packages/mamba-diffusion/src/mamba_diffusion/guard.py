@@ -45,7 +45,7 @@ class FiniteGuard:
         if accelerator.scaler is None:
             optimizer.found_inf = self.found  # pyright: ignore[reportAttributeAccessIssue]
 
-    def check(self, step: int, loss: Tensor, norm: Tensor) -> None:
+    def check(self, step: int | Tensor, loss: Tensor, norm: Tensor) -> None:
         """Take note of the loss and gradient norm of a step, both the same on every process, before it is applied."""
         suspect = loss if self.accelerator.scaler is not None else loss + norm
         bad = ~torch.isfinite(suspect.detach())

@@ -23,8 +23,8 @@ def offsets(a: Tensor, b: Tensor, wraps: tuple[bool, ...]) -> Tensor:
     difference = a - b
     if not any(wraps):
         return difference
-    wrap = torch.tensor(wraps, device=a.device)
-    return torch.where(wrap, difference - difference.round(), difference)
+    axes = zip(difference.unbind(-1), wraps, strict=True)
+    return torch.stack([x - x.round() if wrap else x for x, wrap in axes], -1)
 
 
 def nearest(queries: Tensor, points: Tensor, count: int, wraps: tuple[bool, ...]) -> Tensor:

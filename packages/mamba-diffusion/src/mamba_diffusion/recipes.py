@@ -15,7 +15,9 @@ Precision = Literal["no", "bf16", "fp16"]
 Subject = Literal["rgb", "temperature", "sst", "air", "topography"]
 
 # A resumed run may change these: they decide when it stops, what it writes and how fast it is, not what it computes.
-FREE_ON_RESUME = frozenset({"stop_at", "max_minutes", "log_every", "save_every", "sample_every", "keep", "workers"})
+FREE_ON_RESUME = frozenset(
+    {"stop_at", "max_minutes", "log_every", "save_every", "sample_every", "keep", "workers", "graph"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,9 @@ class TrainConfig:
         precision: "no" is float32; "bf16" and "fp16" are autocast.
         checkpoint_activations: Recompute activations in the backward pass to save memory.
         compile: Run the network through torch.compile.
+        graph: Record whole steps as CUDA graphs, one for every number of sensors, queries and anchors, and replay
+            them, for one process without accumulation: where the host cannot start kernels as fast as the GPU runs
+            them, several times as fast.
         seed: Of the initial weights and of every field, point, time and noise.
         workers: Loader processes; 0 loads in the main one. What is trained on does not depend on it.
         log_every: Steps between rows of metrics.jsonl; the host waits for the device only then.
@@ -88,6 +93,7 @@ class TrainConfig:
     precision: Precision = "no"
     checkpoint_activations: bool = False
     compile: bool = False
+    graph: bool = False
     seed: int = 10
     workers: int = 4
     log_every: int = 100
@@ -120,6 +126,12 @@ class TrainConfig:
             raise ValueError(
                 f"TrainConfig: global_batch must be a multiple of micro_batch * processes = {self.micro_batch} * "
                 f"{self.processes} = {per_pass}, got {self.global_batch}; change one of the three"
+            )
+        recordable = self.precision != "fp16" and not (self.compile or self.checkpoint_activations)
+        if self.graph and not (recordable and self.processes == self.micro_steps == 1):
+            raise ValueError(
+                "TrainConfig: graph must be off with several processes, accumulation, fp16, compile or "
+                "checkpoint_activations, got both; leave out one of them"
             )
 
     def _check_points(self) -> None:

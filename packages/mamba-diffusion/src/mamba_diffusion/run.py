@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from .checkpoint import Progress, check_folder, check_space, open_folder, resume
 from .data import Source, open_source
 from .fieldset import Part
+from .graphs import check_device
 from .guard import FiniteGuard
 from .model import SparseField
 from .recipes import TrainConfig
@@ -67,9 +68,11 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
     """Build everything, check the folder and the disk, and load a checkpoint if the run is resumed.
 
     Raises:
-        ValueError: The folder, the disk, the data or the number of processes does not fit.
+        ValueError: The folder, the disk, the data, the device or the number of processes does not fit.
     """
     accelerator = join_processes(cfg)
+    if cfg.graph:
+        check_device(accelerator.device)
     main = accelerator.is_main_process
     if main:
         check_folder(cfg, out, resume=resume_run)

@@ -73,6 +73,7 @@ class Job:
             "min_lr": self.lr / 100,
             "seed": self.seed,
             "precision": options.precision,
+            "graph": str(options.graph).lower(),
             "log_every": max(1, options.steps // 50),
             "save_every": max(1, options.steps // 4) if options.steps >= SHORT else options.steps,
             "sample_every": options.steps,

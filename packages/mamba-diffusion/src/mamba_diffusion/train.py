@@ -66,6 +66,7 @@ def train(cfg: TrainConfig, out: Path, *, resume_run: bool = False) -> Progress:
     """
     import torch
 
+    from .graphs import RecordedStep
     from .guard import Stop
     from .pace import Pace
     from .run import prepare
@@ -73,17 +74,22 @@ def train(cfg: TrainConfig, out: Path, *, resume_run: bool = False) -> Progress:
     run = prepare(cfg, out, resume_run=resume_run)
     accelerator, progress = run.accelerator, run.progress
     batches = forever(run)
+    recorded = RecordedStep(run) if cfg.graph else None
     last = min(cfg.steps, cfg.stop_at or cfg.steps)
     mean_loss = torch.full((), progress.loss, device=accelerator.device)
     pace = Pace(progress.step, cfg.steps, shown=accelerator.is_main_process)
 
     with Stop(cfg.max_minutes) as stop:
         while progress.step < last:
-            run.network.train()
-            for group in run.optimizer.param_groups:
-                group["lr"] = lr_at(progress.step, cfg)
-            loss, norm = take_step(run, batches)
-            follow(run)
+            if not run.network.training:
+                run.network.train()
+            if recorded is None:
+                for group in run.optimizer.param_groups:
+                    group["lr"] = lr_at(progress.step, cfg)
+                loss, norm = take_step(run, batches)
+                follow(run)
+            else:
+                loss, norm = recorded(next(batches), lr_at(progress.step, cfg), ema_at(progress.step, cfg))
             mean_loss += loss / cfg.log_every
             progress.step += 1
             pace.advance()
