@@ -103,15 +103,13 @@ def test_float64_equals_the_reference(golden, case):
     name, stride = output_of(file)
     assert_close(name, result.y[..., ::stride, ::stride], file[name], 1e-13)
     assert result.y.norm().item() == pytest.approx(file.meta["norm"][name], rel=1e-13)
-    rounded = file["input.cotangent"].dtype == np.float32  # of Contrast-S: its gradients carry that rounding
-    relative = 1e-6 if rounded else 1e-12
     grad = file["grad.input"]
-    assert_close("grad.input", result.input_grad[..., ::3, ::3], grad, relative * np.abs(grad).max())
-    assert result.input_grad.norm().item() == pytest.approx(file.meta["norm"]["grad.input"], rel=relative)
+    assert_close("grad.input", result.input_grad[..., ::3, ::3], grad, 1e-12 * np.abs(grad).max())
+    assert result.input_grad.norm().item() == pytest.approx(file.meta["norm"]["grad.input"], rel=1e-12)
     assert len(result.published) == sum(k.startswith("state.") and "relative_coords" not in k for k in file.arrays)
     for key, norm in file.meta["parameter_grad_l2"].items():
         if not key.endswith(NO_EFFECT):
-            assert result.published[key].norm().item() == pytest.approx(norm, rel=relative), key
+            assert result.published[key].norm().item() == pytest.approx(norm, rel=1e-12), key
     check_whole_gradients(file, result, 1e-6)  # stored in float32
 
 

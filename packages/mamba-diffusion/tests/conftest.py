@@ -34,10 +34,15 @@ def golden() -> Callable[[str], Golden]:
 
     def read(name: str) -> Golden:
         with np.load(DATA / f"{name}.npz") as file:
-            arrays = {k: file[k] for k in file.files}
+            arrays = {k: _widened(file[k]) for k in file.files}
         return Golden(arrays, json.loads(arrays.pop("meta").tobytes()))
 
     return read
+
+
+def _widened(array: NDArray) -> NDArray:
+    """Return bfloat16 numbers, which are stored as their 16 bits, as float32; others as they are."""
+    return (array.astype(np.uint32) << 16).view(np.float32) if array.dtype == np.uint16 else array
 
 
 @pytest.fixture

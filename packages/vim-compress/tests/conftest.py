@@ -36,7 +36,8 @@ def golden() -> Callable[[str], Golden]:
     def read(name: str) -> Golden:
         with safe_open(DATA / f"{name}.safetensors", "pt") as file:
             config = json.loads(file.metadata()["config"])
-            return Golden(config, {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return Golden(config, {k: v.float() if v.dtype == torch.bfloat16 else v for k, v in tensors.items()})
 
     return read
 
