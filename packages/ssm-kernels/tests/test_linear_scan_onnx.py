@@ -11,6 +11,8 @@ from ssm_kernels.nn import S4, S4D, S5
 from ssm_kernels.testing import error_ratio, linear_inputs
 from torch.export import Dim
 
+pytestmark = pytest.mark.usefixtures("exporter_lists_operators_once")
+
 
 class Runtime:
     """An exported model in onnxruntime."""

@@ -23,6 +23,7 @@ from ssm_kernels.testing import error_ratio, scan_2d_inputs, scan_inputs
 from torch import Tensor, nn
 from torch.export import Dim
 
+pytestmark = pytest.mark.usefixtures("exporter_lists_operators_once")
 TOLERANCE = 1e-5
 
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from ssm_kernels import selective_scan_2d
-from ssm_kernels.ops.selective_scan_2d import DIRECTIONS, kernels
+from ssm_kernels.ops.selective_scan_2d import DIRECTIONS, kernels, schema
 from ssm_kernels.testing import assert_as_accurate, poisoned_buffers, scan_2d_inputs
 
 gpu = pytest.mark.gpu
 CASES = {  # batch, height, width, channels, state, directions
-    "all directions": (2, 3, 5, 3, 1, DIRECTIONS),
-    "several chunks": (1, 5, 7, 2, 2, DIRECTIONS),
+    "all directions": (2, 2, 5, 3, 1, DIRECTIONS),
+    "several chunks": (1, 3, 5, 2, 2, DIRECTIONS),
     "one pixel": (1, 1, 1, 1, 1, DIRECTIONS),
     "one row": (1, 1, 19, 2, 1, ("column_reversed", "row_reversed")),
     "one column": (1, 18, 1, 2, 1, ("column", "row")),
@@ -52,14 +52,17 @@ def three_results(args, cotangent, truth_impl="reference", **options):
 
 
 def assert_parity(args, cotangent, truth_impl="reference", **options):
-    """Judge Triton's output and gradients by the float64 truth and by eager PyTorch in the same dtype."""
+    """Judge Triton's output and gradients by the float64 truth and by eager PyTorch in the same dtype; return them."""
     truth, eager, result = three_results(args, cotangent, truth_impl, **options)
     for name, value in truth.items():
         assert_as_accurate(name, result[name], eager[name], value, slack=2 if truth_impl == "torch" else 1.5)
+    return result
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_as_accurate_as_the_definition(case):
+def test_as_accurate_as_the_definition(case, monkeypatch):
+    if case is CASES["several chunks"]:
+        monkeypatch.setattr(schema, "CHUNK", 8)
     args, cotangent, options = make(case)
     assert_parity(args, cotangent, **options)
 
@@ -82,14 +85,14 @@ def test_optional_arguments(missing):
 @pytest.mark.parametrize("layout", ["transposed", "expanded", "projected"])
 def test_any_strides(layout):
     """Layouts that the kernels read in place (slices of one projection) and such that they must copy."""
-    args, cotangent, options = make((2, 3, 4, 3, 2, ("row", "column_reversed")))
+    args, cotangent, options = make((2, 2, 3, 3, 2, ("row", "column_reversed")))
     if layout == "transposed":
         args = {name: t.transpose(0, -1).contiguous().transpose(0, -1) for name, t in args.items()}
         cotangent = cotangent.transpose(1, 2).contiguous().transpose(1, 2)
     elif layout == "expanded":
-        args["x"] = args["x"][:, :1].expand(-1, 3, -1, -1)
+        args["x"] = args["x"][:, :1].expand(-1, 2, -1, -1)
         args["dt"] = args["dt"][..., :1].expand(-1, -1, -1, -1, 3)
-        cotangent = torch.ones(()).expand(2, 3, 4, 3)
+        cotangent = torch.ones(()).expand(2, 2, 3, 3)
     else:
         projected = torch.cat([args["B"], args["C"], args["B"]], dim=-1)
         args["B"], args["C"] = projected[..., :2], projected[..., 2:4]
@@ -102,14 +105,13 @@ def test_mixed_dtypes():
     args, cotangent, options = make((1, 3, 5, 3, 2, ("row", "column")))
     kinds = [torch.bfloat16, torch.float16, torch.float64, torch.float32, torch.bfloat16, torch.float64, torch.float16]
     args = {name: t.to(kind) for (name, t), kind in zip(args.items(), kinds, strict=True)}
-    result = run(args, "triton", cotangent, **options)
+    result = assert_parity(args, cotangent, **options)
     assert [result[f"grad {name}"].dtype for name in args] == kinds
-    assert_parity(args, cotangent, **options)
 
 
 def test_every_value_is_written_and_repeats_bit_by_bit():
     """Buffers start as NaN: one that is read before it is written shows; two runs agree exactly."""
-    args, cotangent, options = make((1, 4, 5, 3, 1, DIRECTIONS))
+    args, cotangent, options = make((1, 2, 5, 3, 1, ("column", "row_reversed")))
     plain = run(args, "triton", cotangent, **options)
     with poisoned_buffers():
         poisoned = run(args, "triton", cotangent, **options)
@@ -121,7 +123,7 @@ def test_every_value_is_written_and_repeats_bit_by_bit():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_extreme_steps_and_rates_stay_finite(dtype, device):
     """Decays of 0 and 1, steps from 0 to 1e4, in an image of several chunks."""
-    args, cotangent, options = make((1, 4, 5, 3, 1, ("row", "column_reversed")), dtype, device)
+    args, cotangent, options = make((1, 3, 5, 3, 1, ("row", "column_reversed")), dtype, device)
     steps = torch.tensor([-6e4, -80, -20, 0, 30, 90, 1e4], device=device)
     args["dt"] = steps[torch.arange(args["dt"].numel(), device=device) % 7].view(args["dt"].shape).to(dtype)
     rates = torch.tensor([0.0, -1e-6, -1, -100, -1e4], device=device)
@@ -145,7 +147,7 @@ def test_softplus_is_exact_for_small_and_large_steps():
 @pytest.mark.parametrize("span", [0, 1, 2])
 def test_both_ways_through_an_image(span):
     """One program per direction, and several: chunks of 4 pixels end in the middle of rows and of columns."""
-    args, _, options = make((1, 5, 6, 3, 2, DIRECTIONS))
+    args, _, options = make((1, 3, 5, 3, 2, DIRECTIONS))
     codes = [DIRECTIONS.index(name) for name in options["directions"]]
     y, _ = kernels.forward(*args.values(), True, codes, save_states=False, chunk=4, span=span)
     truth, eager = (selective_scan_2d(**kind, impl="reference", **options) for kind in (doubled(args), args))

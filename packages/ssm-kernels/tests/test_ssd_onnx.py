@@ -16,6 +16,7 @@ from ssm_kernels.testing.ssd import ssd_inputs
 from torch import nn
 from torch.export import Dim
 
+pytestmark = pytest.mark.usefixtures("exporter_lists_operators_once")
 SMALL = {"d_state": 4, "headdim": 4, "ngroups": 2}
 
 
