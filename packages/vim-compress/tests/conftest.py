@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import lzma
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +32,14 @@ class Golden:
 
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], Golden]:
-    from safetensors import safe_open
+    from safetensors.torch import load
 
     def read(name: str) -> Golden:
-        with safe_open(DATA / f"{name}.safetensors", "pt") as file:
-            config = json.loads(file.metadata()["config"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return Golden(config, {k: v.float() if v.dtype == torch.bfloat16 else v for k, v in tensors.items()})
+        content = lzma.decompress((DATA / f"{name}.safetensors.xz").read_bytes())
+        size = int.from_bytes(content[:8], "little")
+        config = json.loads(json.loads(content[8 : 8 + size])["__metadata__"]["config"])
+        tensors = load(content)
+        return Golden(config, {k: v.float() if v.dtype == torch.bfloat16 else v for k, v in tensors.items()})
 
     return read
 
