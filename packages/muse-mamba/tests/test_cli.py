@@ -207,3 +207,13 @@ def test_benchmark(capsys, tmp_path):
     ]
     assert all(row["decoding_ms"] > 0 and row["training_step_ms"] > 0 for row in result["rows"])
     assert set(result["crossover"]) == {"concat"}
+    code, _, said = run(capsys, *argv, "--device", "cpu", "--graph")
+    assert (code, "benchmark: --graph must have a CUDA GPU, got cpu" in said) == (2, True)
+
+
+@pytest.mark.gpu
+def test_benchmark_of_recorded_graphs(capsys):
+    argv = ("benchmark", "--preset", "tiny", "--methods", "all", "--lengths", "16", "--repeats", "1", "--steps", "2")
+    code, out, said = run(capsys, *argv, "--graph", "--precision", "bf16", "--json")
+    assert code == 0, said
+    assert all(row["decoding_ms"] > 0 and row["training_step_ms"] > 0 for row in json.loads(out)["rows"])

@@ -182,3 +182,17 @@ def test_critic_decides_what_is_hidden_again(critic):
 def test_options_without_a_meaning(fields, message):
     with pytest.raises(ValueError, match=message):
         DecodeOptions(**fields)
+
+
+def test_steps_for_a_recording_are_those_of_decode(model):
+    """What the benchmark records never asks the device, and draws the same tokens."""
+    from muse_mamba.benchmark import every_step
+
+    config = model.config
+    text, mask = torch.randn(2, 5, config.text_dim), torch.ones(2, 5, dtype=torch.bool)
+    options = DecodeOptions(steps=5)
+    torch.manual_seed(1)
+    expected = decode(model, text, mask, options)
+    torch.manual_seed(1)
+    assert torch.equal(every_step(model, text, mask, options), expected)
+    assert not (expected == config.vocab).any()

@@ -56,6 +56,7 @@ class BenchmarkOptions:
         repeats: Timed runs after one to warm up; the median counts.
         device: auto (a CUDA GPU if there is one, else the CPU), cpu, cuda, cuda:1, mps.
         precision: Of the arithmetic.
+        graph: Replay recorded CUDA graphs, which leaves out what the host needs to start kernels. Only on a CUDA GPU.
         out: File for the JSON rows.
         overwrite: Replace it.
         json: Print JSON.
@@ -69,6 +70,7 @@ class BenchmarkOptions:
     repeats: int = 3
     device: str = "auto"
     precision: Literal["no", "bf16"] = "no"
+    graph: bool = False
     out: Path | None = None
     overwrite: bool = False
     json: bool = False

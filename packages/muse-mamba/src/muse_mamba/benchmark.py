@@ -15,7 +15,7 @@ from ssm_kernels.bench import environment
 from .arguments_measure import BenchmarkOptions
 from .checks import nearest, refuse
 from .config import METHODS, ModelConfig, model_preset
-from .decoding import DecodeOptions, decode
+from .decoding import DecodeOptions, decode, decode_step, guided_logits
 from .devices import pick_device
 from .model import TokenModel
 
@@ -29,6 +29,8 @@ def benchmark_command(options: BenchmarkOptions) -> int:
     methods = _methods(options.methods)
     lengths = _lengths(options.lengths)
     device = pick_device(options.device)
+    if options.graph and device.type != "cuda":
+        raise ValueError(f"benchmark: --graph must have a CUDA GPU, got {device.type}; leave it out here")
     rows = []
     for method in methods:
         for length in lengths:
@@ -55,6 +57,7 @@ def _result(rows: list[dict[str, Any]], options: BenchmarkOptions, device: torch
         "batch": options.batch,
         "decoding_steps": options.steps,
         "precision": options.precision,
+        "graph": options.graph,
         "rows": rows,
         "crossover": crossovers(rows),
         "environment": environment(device),
@@ -98,11 +101,12 @@ def measure(method: str, length: int, options: BenchmarkOptions, device: torch.d
 
         def decoding() -> None:
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=options.precision == "bf16"):
-                decode(model, text, mask, DecodeOptions(steps=options.steps))
+                draw = every_step if options.graph else decode
+                draw(model, text, mask, DecodeOptions(steps=options.steps))
 
-        row["training_step_ms"] = timed(training, options.repeats, device)
+        row["training_step_ms"] = timed(recorded(training) if options.graph else training, options.repeats, device)
         model.eval()
-        row["decoding_ms"] = timed(decoding, options.repeats, device)
+        row["decoding_ms"] = timed(recorded(decoding) if options.graph else decoding, options.repeats, device)
     except torch.OutOfMemoryError:
         row["failed"] = "out of memory"
     return row
@@ -123,6 +127,31 @@ def step(
         logits = model(hidden, text, mask).logits
     torch.nn.functional.cross_entropy(logits[:, ::2].flatten(0, 1).float(), ids[:, ::2].flatten()).backward()
     model.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def every_step(model: TokenModel, text: torch.Tensor, mask: torch.Tensor, options: DecodeOptions) -> torch.Tensor:
+    """Return tokens as `decode` does, (B, L), without asking the device whether all are settled."""
+    config = model.config
+    ids = torch.full((len(text), config.length), config.vocab, device=text.device)
+    for number in range(options.steps):
+        logits, _ = guided_logits(model, ids, text, mask, options.guidance_at(number))
+        ids, _ = decode_step(logits, ids, number, options, hidden=config.vocab, grid=config.grid)
+    return ids
+
+
+def recorded(run: Callable[[], None]) -> Callable[[], None]:
+    """Return what replays a call as a CUDA graph; it runs twice before, for kernels to be compiled."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+        run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=side):
+        run()
+    return graph.replay
 
 
 def timed(run: Callable[[], None], repeats: int, device: torch.device) -> float:
