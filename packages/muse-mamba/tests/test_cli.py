@@ -189,6 +189,19 @@ def test_pipeline_is_saved_and_loads(weights, byte_encoder, tmp_path):
         MuseMambaPipeline.from_pretrained(tmp_path)
 
 
+def test_prompt_with_more_tokens_than_the_model_reads_is_said(weights, byte_encoder, caplog):
+    from muse_mamba.pipeline import MuseMambaPipeline
+
+    pipeline = MuseMambaPipeline.shipped(*weights, str(byte_encoder))
+    pipeline.encode(["a"])
+    assert not caplog.messages
+    states, _ = pipeline.encode(["a", "a long sentence"])
+    assert states.shape[1] == 6
+    assert caplog.messages == [
+        "prompt: 1 of 2 have more than 6 tokens; the rest of them is not read; make them shorter"
+    ]
+
+
 def test_info(capsys):
     code, out, _ = run(capsys, "info", "mamba-12x1024", "--method", "concat", "--json")
     result = json.loads(out)

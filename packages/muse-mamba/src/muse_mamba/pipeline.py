@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -109,6 +110,8 @@ class MuseMambaPipeline(DiffusionPipeline):
     def encode(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return states (B, T, Ct) and mask (B, T) of sentences, on the pipeline's device.
 
+        What is behind the model's last text token is left out, with a warning.
+
         Raises:
             ValueError: A sentence is empty.
         """
@@ -122,7 +125,15 @@ class MuseMambaPipeline(DiffusionPipeline):
                 wanted = f"one of width {self.model.config.text_dim}"
                 found = f"{self.text_encoder_name} of width {self._encoder.channels}"
                 refuse("MuseMambaPipeline", "text_encoder", wanted, found, "use the one that it was trained with")
+        before = self._encoder.cut
         found = self._encoder.encode(sentences)
+        if cut := self._encoder.cut - before:
+            logging.getLogger(__name__).warning(
+                "prompt: %d of %d have more than %d tokens; the rest of them is not read; make them shorter",
+                cut,
+                len(sentences),
+                self._encoder.length,
+            )
         return found.states.to(self.device), found.mask.to(self.device)
 
     @torch.no_grad()
