@@ -196,3 +196,15 @@ def test_steps_for_a_recording_are_those_of_decode(model):
     torch.manual_seed(1)
     assert torch.equal(every_step(model, text, mask, options), expected)
     assert not (expected == config.vocab).any()
+
+
+def test_logits_that_are_not_finite_are_refused():
+    """Activations that leave the range of float16 end in one line, not in an error of the random numbers."""
+    torch.manual_seed(0)
+    model = TokenModel(model_preset("tiny", "mamba-xattn")).eval()
+    text, mask = torch.randn(1, 5, model.config.text_dim), torch.ones(1, 5, dtype=torch.bool)
+    with torch.no_grad():
+        model.norm.weight.mul_(1e5)
+    decode(model, text, mask, DecodeOptions(steps=2))
+    with pytest.raises(ValueError, match=r"logits must be finite, got NaN or infinity, states in torch\.float16; run"):
+        decode(model.half(), text, mask, DecodeOptions(steps=2))

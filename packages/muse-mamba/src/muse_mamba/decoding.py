@@ -305,6 +305,9 @@ def decode(
         cond_ids: As for the model.
         generator: Where random numbers come from.
         callback: Is told every step and its tokens.
+
+    Raises:
+        ValueError: The model's logits are not finite.
     """
     config, device = model.config, text.device
     hidden = config.vocab
@@ -320,6 +323,9 @@ def decode(
         logits, states = guided_logits(
             model, ids, text, mask, s, negative=negative, cond_ids=cond_ids, previous=previous
         )
+        if not torch.isfinite(logits).all():
+            remedy = "run the model in float32, or load other weights"
+            refuse("decode", "logits", "finite", f"NaN or infinity, states in {getattr(states, 'dtype', None)}", remedy)
         previous = states if config.self_conditioning else None
         scores = None
         if model.critic is not None and step + 1 < options.steps:
