@@ -28,7 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("ssm-kernels", "hybrid-sr", "muse-mamba", "mamba-diffusion", "vim-compress")
 NOT_HERE = ("mamba-ssm",)  # extras that need a compiler
-TOOLS = ("pytest>=8.3", "hypothesis>=6.110")
+TOOLS = ("pytest>=8.3", "hypothesis>=6.110", "safetensors>=0.5", "playwright>=1.50", "scikit-image>=0.25")
 COUNTED = re.compile(r"(\d+) (passed|failed|errors?|skipped|deselected)")
 
 
