@@ -143,6 +143,54 @@ def test_multiscale_writes_the_seeds_files(saved, fields, tmp_path, capsys):
     assert {f.name for f in out.iterdir()} == set(wanted)
 
 
+def test_one_sample_has_no_crps(saved, fields, tmp_path, capsys):
+    """The seed's scripts draw a single one."""
+    one = [*measured(fields), "--samples", "1"]
+    asked = ["multiscale", "--weights", saved(), *one, "--resolutions", "16", "--samplers", "sde"]
+    assert main([*asked, "--out", str(tmp_path / "scales")]) == 0
+    assert main(["compare", "--a", saved(), "--b", saved(), *one, "--out", str(tmp_path / "compared")]) == 0
+    found = json.loads((tmp_path / "scales" / "metrics_comparison.json").read_text())["resolutions"]["16"]["results"]
+    assert "crps" not in found["sde"]["mean"]
+    assert "nan" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("verb", "changes", "said"),
+    [
+        ("evaluate", {"channels": 1}, "--weights: the model must have the 3 channels of fields.npz"),
+        ("multiscale", {"dims": 1}, "--weights: the model must have the 2 axes of fields.npz"),
+        ("compare", {"channels": 1}, "--b: the model must have the 3 channels of fields.npz"),
+        ("sample", {"channels": 1}, "--weights: the model must have the 3 channels of fields.npz"),
+        ("report", {"channels": 1}, "--weights: the model must have the 3 channels of fields.npz"),
+    ],
+)
+def test_a_model_of_other_fields_is_refused_before_anything_is_measured(
+    saved, fields, tmp_path, capsys, monkeypatch, verb, changes, said
+):
+    def measure(*_, **__):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr("mamba_diffusion.model.SparseField.prepare", measure)
+    wrong = saved(**changes)
+    models = ["--a", saved(), "--b", wrong] if verb == "compare" else ["--weights", wrong]
+    if verb == "multiscale":
+        models += ["--resolutions", "16"]
+    out = tmp_path / "page.html" if verb == "report" else tmp_path / "out"
+    if verb != "evaluate":
+        models += ["--html" if verb == "report" else "--out", str(out)]
+    assert main([verb, *models, *measured(fields)]) == 2
+    assert said in capsys.readouterr().err
+    assert not out.is_file()
+    assert not list(out.glob("*"))
+
+
+def test_a_model_in_another_unit_is_refused(saved, tmp_path, capsys):
+    np.savez(tmp_path / "relief.npz", values=np.random.default_rng(0).random((2, 32, 32, 1)), unit="m")
+    asked = ["evaluate", "--weights", saved(channels=1, unit="K"), *measured(str(tmp_path / "relief.npz"))]
+    assert main(asked) == 2
+    assert "the model must be of m, the unit of relief.npz[0], got K" in capsys.readouterr().err
+
+
 def test_sample_and_report(saved, fields, tmp_path, capsys):
     model = saved()
     asked = ["--weights", model, *measured(fields), "--number", "1"]

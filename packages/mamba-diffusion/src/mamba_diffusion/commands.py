@@ -154,7 +154,7 @@ def evaluate_command(options: EvaluateOptions) -> int:
     """Run `mamba-diffusion evaluate`."""
     from .baselines import BASELINES
     from .device import check_free
-    from .evaluate import evaluate_baseline, evaluate_model, finite, table
+    from .evaluate import check_model, evaluate_baseline, evaluate_model, finite, table
 
     names = [name for name in options.baselines.split(",") if name not in ("", "none")]
     for name in names:
@@ -171,6 +171,7 @@ def evaluate_command(options: EvaluateOptions) -> int:
         model, device = load(options, options.weights, default_weights(options))
         parts = parts_of(options)
         label = str(options.weights or default_weights(options))
+        check_model(model, parts, "--weights")
         results[label] = evaluate_model(model, parts, device, options.prediction())
     results |= {name: evaluate_baseline(name, parts) for name in names}
     record = {"settings": settings_of(options), "results": results}
@@ -213,6 +214,7 @@ def compare_command(options: CompareOptions) -> int:
 def multiscale_command(options: MultiscaleOptions) -> int:
     """Run `mamba-diffusion multiscale`."""
     from .device import check_free
+    from .evaluate import check_model
     from .multiscale import RESULTS, multiscale, text_of, write_multiscale
     from .samplers import Sampler
 
@@ -224,6 +226,7 @@ def multiscale_command(options: MultiscaleOptions) -> int:
     check_free([options.out / name for name in RESULTS], overwrite=options.overwrite)
     model, device = load(options, options.weights, default_weights(options))
     parts, asked = parts_of(options, tuple(resolutions)), options.prediction()
+    check_model(model, parts, "--weights")
     found = multiscale(model, parts, device, asked, resolutions, samplers)
     write_multiscale(options.out, found, model, parts, device, asked, settings_of(options))
     if options.json:
@@ -255,7 +258,7 @@ def sample_command(options: SampleOptions) -> int:
     files = [options.out / "samples.png", options.out / "samples.npz"]
     check_free(files, overwrite=options.overwrite)
     model, device = load(options, options.weights, default_weights(options))
-    part = chosen_part(options)
+    part = chosen_part(options, model)
     shape = part.values.shape[:-1]
     if options.grid is not None:
         from .grids import parse_grid
@@ -276,9 +279,12 @@ def sample_command(options: SampleOptions) -> int:
     return 0
 
 
-def chosen_part(options: SampleOptions) -> Part:
+def chosen_part(options: SampleOptions, model: SparseField) -> Part:
     """Return the part that `sample` and `report` show."""
+    from .evaluate import check_model
+
     parts = parts_of(options)
+    check_model(model, parts, "--weights")
     if not 0 <= options.number < len(parts):
         raise ValueError(f"--number: must be from 0 to {len(parts) - 1}, got {options.number}; raise --count")
     return parts[options.number]

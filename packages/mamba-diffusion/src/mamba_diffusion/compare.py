@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .evaluate import evaluate_model, finite, predict_part
+from .evaluate import check_model, evaluate_model, finite, predict_part
 from .fieldset import Part
 from .metrics import Interval, bootstrap, ratio_reduction
 from .model import SparseField
@@ -40,7 +40,12 @@ def compare(
     Returns:
         "a" and "b" as `evaluate_model` returns them; "difference": b - a, mean and 95 % paired bootstrap interval;
         "reduction": 1 - b / a of what is better small, likewise.
+
+    Raises:
+        ValueError: A model was trained on something else than the parts.
     """
+    for name, model in (("--a", a), ("--b", b)):
+        check_model(model, parts, name)
     results = {"a": evaluate_model(a, parts, device, asked), "b": evaluate_model(b, parts, device, asked)}
     columns = {k: {name: _column(results[k], name) for name in FIGURES} for k in ("a", "b")}
     known = [name for name in FIGURES if len(columns["a"][name])]

@@ -23,7 +23,29 @@ from .speckles import sharpness, speckle
 LEVEL = 0.9  # of the interval whose coverage is reported
 TOGETHER = 8  # parts that run side by side
 NORMAL = 1.6449  # half of that interval, in standard deviations of a Gaussian
+REMEDY = "take a model of these fields, or other fields (--subject, --data)"
 Row = dict[str, Any]
+
+
+def check_model(model: SparseField, parts: list[Part], name: str) -> None:
+    """Refuse a model that was trained on something else than the parts.
+
+    Args:
+        model: Any.
+        parts: What it is to be measured on.
+        name: Of the option that names the model.
+
+    Raises:
+        ValueError: Axes, channels or the unit differ.
+    """
+    config, part = model.config, parts[0]
+    sizes = (("axes", config.dims, part.values.ndim - 1), ("channels", config.channels, part.values.shape[-1]))
+    for what, mine, theirs in sizes:
+        if mine != theirs:
+            raise ValueError(f"{name}: the model must have the {theirs} {what} of {part.name}, got {mine}; {REMEDY}")
+    if config.unit and part.unit and config.unit != part.unit:
+        wanted = f"{part.unit}, the unit of {part.name}"
+        raise ValueError(f"{name}: the model must be of {wanted}, got {config.unit}; {REMEDY}")
 
 
 def predict_part(

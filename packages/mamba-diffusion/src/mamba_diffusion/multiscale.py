@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def text_of(found: dict[str, Any], asked: Prediction) -> str:
     lines.append(f"{'resolution':<12}{'sampler':<10}" + "".join(f"{n:>12}" for n in names))
     for resolution, here in found.items():
         for sampler, result in here["results"].items():
-            cells = "".join(f"{result['mean'][n][0]:>12.4f}" for n in names)
+            cells = "".join(f"{result['mean'].get(n, [nan])[0]:>12.4f}" for n in names)  # no CRPS of one sample
             lines.append(f"{resolution:<12}{sampler:<10}{cells}")
         lines.append(f"best at {resolution}: {here['best']} (PSNR of the mean)\n")
     return "\n".join(lines) + "\n"

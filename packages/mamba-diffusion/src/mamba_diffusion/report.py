@@ -67,7 +67,7 @@ def report_command(options: ReportOptions) -> int:
     check_free([options.html], overwrite=options.overwrite)
     resolutions = numbers_of(options.resolutions, "--resolutions")
     model, device = load(options, options.weights, default_weights(options))
-    part = chosen_part(options)
+    part = chosen_part(options, model)
     if part.values.ndim != 3:
         raise ValueError(f"report: {part.name} must be a field over two axes, got {part.values.ndim - 1}")
     page = make_page(model, part, device, options, resolutions)
