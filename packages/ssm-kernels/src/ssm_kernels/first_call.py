@@ -72,8 +72,13 @@ def compilations() -> Iterator[list[str]]:
         return
     previous = knobs.runtime.jit_cache_hook
 
+    met: set[tuple[str, str]] = set()  # one that is still being compiled is announced at each of its launches
+
     def note(**details: Any) -> Any:
-        found.append(str(details["fn"].name))
+        kind = str(details["fn"].name), str(details["key"])
+        if kind not in met:
+            met.add(kind)
+            found.append(kind[0])
         return previous(**details) if previous is not None else None
 
     knobs.runtime.jit_cache_hook = note

@@ -7,13 +7,16 @@ arguments but the tensors bound.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor
 
 LIMIT = 4096  # launches that are kept; a program that meets more kinds than this begins anew
 
+_compile_only = ContextVar("compile_only", default=False)
 _kept: dict[Hashable, tuple[Any, list[Any], list[int]]] = {}
 
 
@@ -34,6 +37,9 @@ def launch(
             of them are None, their dtypes and their alignment join the key.
         constants: Makes the other arguments and the options; called only for a new key.
     """
+    if _compile_only.get():
+        kernel.warmup(**tensors, **constants(), grid=(programs,))
+        return
     values = tensors.values()
     kinds = tuple([_kind(value) for value in values])
     full = (id(kernel), key, kinds)
@@ -53,6 +59,16 @@ def launch(
         _kept.clear()
     names = kernel.arg_names
     _kept[full] = compiled, [made.get(name) for name in names], [names.index(name) for name in tensors]
+
+
+@contextmanager
+def compile_only() -> Iterator[None]:
+    """Launches compile and run nothing, in this thread: their tensors may be meta tensors, taken as well aligned."""
+    token = _compile_only.set(True)
+    try:
+        yield
+    finally:
+        _compile_only.reset(token)
 
 
 def forget() -> None:

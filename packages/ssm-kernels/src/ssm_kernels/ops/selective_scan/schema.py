@@ -5,9 +5,12 @@ Both operators return plain tensors: what a caller did not pass comes back as an
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from ..ahead import as_meta, compile_ahead, first_call, wait_for_compilation
 from ..checks import refuse
 from ..dispatch import use_triton
 from . import torch_impl
@@ -69,6 +72,14 @@ def _forward(
             from . import kernels, kernels_single  # on the first launch, not on import
 
             chosen = kernels_single if kernels_single.suits(A, cu_seqlens) else kernels
+            given = tuple([t is None for t in args[:10]])
+            kind = ("selective_scan", x.dtype, B.dtype, A.shape, B.dim(), given, dt_softplus, reverse, save_states)
+            if first_call(kind, x):
+                meta = as_meta(args)
+                y, _, states = _forward_fake(*meta, save_states=save_states, impl=impl)
+                backward = partial(chosen.backward, *meta, states, y, None, chunk=CHUNK) if save_states else None
+                forward = partial(chosen.forward, *meta, save_states=save_states, chunk=CHUNK)
+                compile_ahead(x.device, forward, backward)
             return chosen.forward(*args, save_states=save_states, chunk=CHUNK)
         y, final, states = torch_impl.forward(*args, save_states=save_states, chunk=CHUNK)
         return y, final.mT.contiguous().mT, states  # channels next to one another, as the kernels leave it
@@ -99,6 +110,7 @@ def _backward(
         if use_triton(impl, x):
             from . import kernels, kernels_single
 
+            wait_for_compilation()
             chosen = kernels_single if kernels_single.suits(A, cu_seqlens) else kernels
             return chosen.backward(*args, chunk_states, grad_y, grad_final, chunk=CHUNK)
         return torch_impl.backward(*args, chunk_states, grad_y, grad_final, chunk=CHUNK)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ..ahead import as_meta, compile_ahead, first_call, wait_for_compilation
 from ..dispatch import use_triton
 from .torch_impl import selective_scan_2d_torch, selective_scan_2d_torch_backward
 
@@ -42,10 +44,17 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     with torch.autocast(device_type=x.device.type, enabled=False):  # a custom operator does not leave it by itself
         if use_triton(impl, x):
-            from .kernels import forward  # on first launch, not on import
+            from . import kernels  # on first launch, not on import
 
-            tensors = (x, dt, A, B, C, D, dt_bias)
-            return forward(*tensors, dt_softplus, directions, save_states=save_states, chunk=CHUNK)
+            args = (x, dt, A, B, C, D, dt_bias, dt_softplus, tuple(directions))
+            kind = ("selective_scan_2d", x.dtype, B.dtype, A.shape, D is None, dt_bias is None, *args[7:], save_states)
+            if first_call(kind, x):
+                meta = as_meta(args)
+                y, states = _forward_fake(*meta, impl=impl, save_states=save_states)
+                now = partial(kernels.forward, *meta, save_states=save_states, chunk=CHUNK)
+                later = partial(kernels.backward, *meta, states, y, chunk=CHUNK)
+                compile_ahead(x.device, now, later if save_states else None)
+            return kernels.forward(*args, save_states=save_states, chunk=CHUNK)
         y = selective_scan_2d_torch(x, dt, A, B, C, D, dt_bias, dt_softplus, directions)
         return y, x.new_empty((0, *A.shape[1:]), dtype=torch.float32)
 
@@ -67,10 +76,11 @@ def _backward(
 ) -> Gradients:
     with torch.autocast(device_type=x.device.type, enabled=False):
         if use_triton(impl, x):
-            from .kernels import backward
+            from . import kernels
 
+            wait_for_compilation()
             tensors = (x, dt, A, B, C, D, dt_bias)
-            return backward(*tensors, dt_softplus, directions, chunk_states, grad_y, chunk=CHUNK)
+            return kernels.backward(*tensors, dt_softplus, directions, chunk_states, grad_y, chunk=CHUNK)
         return selective_scan_2d_torch_backward(grad_y, x, dt, A, B, C, D, dt_bias, dt_softplus, directions)
 
 

@@ -6,9 +6,12 @@ where an argument was None.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from ..ahead import as_meta, compile_ahead, first_call, wait_for_compilation
 from ..dispatch import use_triton
 from . import torch_impl
 
@@ -60,7 +63,18 @@ def _forward(
         if use_triton(impl, x):
             from . import kernels  # on the first launch, not on import
 
-            return kernels.forward(ahead, behind, z, dt_softplus, average, save_states=save_states, chunk=CHUNK)
+            args = (ahead, behind, z)
+            given = tuple([t is None for t in (*ahead, *behind, z)])
+            kind = ("selective_scan_bidirectional", x.dtype, B.dtype, A.shape, B.dim(), given, dt_softplus, save_states)
+            if first_call(kind, x):
+                meta = as_meta(args)
+                options = {"dt_softplus": dt_softplus, "average": average}
+                fake = {**options, "save_states": save_states, "impl": impl}
+                y, states, states_b = _forward_fake(*meta[0], *meta[1], z=meta[2], **fake)
+                later = partial(kernels.backward, *meta, states, states_b, y, **options, chunk=CHUNK)
+                now = partial(kernels.forward, *meta, **options, save_states=save_states, chunk=CHUNK)
+                compile_ahead(x.device, now, later if save_states else None)
+            return kernels.forward(*args, dt_softplus, average, save_states=save_states, chunk=CHUNK)
         return torch_impl.forward(ahead, behind, z, dt_softplus, average, save_states=save_states, chunk=CHUNK)
 
 
@@ -94,6 +108,7 @@ def _backward(
         if use_triton(impl, x):
             from . import kernels
 
+            wait_for_compilation()
             return kernels.backward(*args, chunk=CHUNK)
         return torch_impl.backward(*args, chunk=CHUNK)
 

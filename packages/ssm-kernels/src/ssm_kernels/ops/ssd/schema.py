@@ -6,9 +6,13 @@ nothing but the inputs and makes the states before every chunk again.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from ..ahead import as_meta, compile_ahead, first_call
 from ..checks import refuse
 from ..dispatch import use_triton
 from . import torch_impl
@@ -43,6 +47,11 @@ def check_bounds(cu_seqlens: Tensor, length: int) -> None:
         refuse("ssd", "cu_seqlens", f"non-decreasing from 0 to L={length}", shown, remedy)
 
 
+def _kind(name: str, args: tuple[Tensor | bool | None, ...], chunk: int) -> Hashable:
+    """Return what decides about compilation: dtypes, widths, what is given, and options."""
+    return (name, *[(t.dtype, t.shape[2:]) if isinstance(t, Tensor) else t for t in args], chunk)
+
+
 @torch.library.impl("ssm_kernels::ssd", "CompositeExplicitAutograd")
 def _forward(
     x: Tensor,
@@ -67,6 +76,8 @@ def _forward(
         if use_triton(impl, x):
             from . import kernels  # on the first launch, not on import
 
+            if first_call(_kind("ssd", args, chunk), x):
+                compile_ahead(x.device, partial(kernels.forward, *as_meta(args), chunk=chunk), None)
             return kernels.forward(*args, chunk=chunk)
         return torch_impl.forward(*args, chunk=chunk)
 
@@ -96,7 +107,10 @@ def _backward(
         if use_triton(impl, x):
             from . import kernels
 
-            return kernels.backward(*args, grad_y, grad_final, chunk=chunk)
+            args = (*args, grad_y, grad_final)
+            if first_call(_kind("ssd_backward", args, chunk), x):
+                compile_ahead(x.device, partial(kernels.backward, *as_meta(args), chunk=chunk), None)
+            return kernels.backward(*args, chunk=chunk)
         return torch_impl.backward(*args, grad_y, grad_final, chunk=chunk)
 
 
