@@ -184,10 +184,12 @@ def soak(root: Path) -> str:
     if found is None:
         return "It has not been run yet: docs/results/soak.json is missing.\n"
     rows = [
-        (row["case"], row["subject"], row["times"], row["passed"], row["detail"].replace("|", "/"))
+        (row["case"], row["subject"], row["times"], row["passed"], row["detail"].replace("|", "/"), row["commit"])
         for row in found["rows"]
     ]
-    return table(("what happens", "to", "times", "as it should", "detail"), rows) + f"\n{found['environment']}\n"
+    return (
+        table(("what happens", "to", "times", "as it should", "detail", "commit"), rows) + f"\n{found['environment']}\n"
+    )
 
 
 TABLES: dict[str, Callable[[Path], str]] = {

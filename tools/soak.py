@@ -7,8 +7,8 @@ Every trainer runs its `tiny` preset on a CPU, in processes forked from this one
 kill costs a second and not ten. Full disks and read-only folders are real ones, small file systems in memory, which
 takes root; without it these rows say that they were not run. The exit code is 1 if a row did not pass.
 
-A row: what happened, to what, how often, how often it ended as it should, and what was seen. What "should" means stands
-in tools/soak_cases.py beside each case. `python tools/figures.py` puts the rows into docs/soak.md.
+A row: what happened, to what, how often, how often it ended as it should, what was seen, and at which commit. What
+"should" means stands in tools/soak_cases.py beside each case. `python tools/figures.py` puts them into docs/soak.md.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=list(CASES), default=list(CASES), metavar="CASE")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    made = {"commit": git.stdout.strip() or "unknown", "date": time.strftime("%Y-%m-%d")}
     rows = []
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         os.chdir(folder)
@@ -53,15 +55,14 @@ def main() -> int:
         bench = Bench(Path(folder), random.Random(options.seed), options)
         for case in options.only:
             for row in CASES[case](bench):
-                rows.append(row)
+                rows.append(row | made)
                 print(json.dumps(row), flush=True)
         os.chdir(ROOT)
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     kept = [row for row in previous(options.out) if row["kind"] not in options.only]
     order = list(CASES)
     rows = sorted([*kept, *rows], key=lambda row: order.index(str(row["kind"])))
-    about = f"Python {platform.python_version()}, {platform.system()}, CPU, commit {git.stdout.strip() or 'unknown'}"
-    report = {"rows": rows, "environment": f"{about}, {time.strftime('%Y-%m-%d')}"}
+    about = f"Python {platform.python_version()}, {platform.system()}, CPU"
+    report = {"rows": rows, "environment": about}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1) + "\n")
     bad = [row for row in rows if row["passed"] != row["times"]]
