@@ -1,5 +1,7 @@
 """`selective_scan` as an operator: contract, torch.compile with changing sizes, torch.export, fake and meta tensors."""
 
+from itertools import product
+
 import pytest
 import torch
 from ssm_kernels.ops.selective_scan import selective_scan
@@ -11,6 +13,12 @@ OP = torch.ops.ssm_kernels.selective_scan.default
 BACKWARD = torch.ops.ssm_kernels.selective_scan_backward.default
 
 
+# every pair of switches takes all four values; the rest is slow
+SWITCHES = [
+    pytest.param(*which, marks=() if sum(which) % 2 else pytest.mark.slow) for which in product((False, True), repeat=3)
+]
+
+
 @pytest.fixture(autouse=True)
 def fresh_compiler():
     torch._dynamo.reset()
@@ -19,9 +27,7 @@ def fresh_compiler():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck reads it itself
-@pytest.mark.parametrize("save", [False, True])
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("optional", [False, True])
+@pytest.mark.parametrize(("save", "packed", "optional"), SWITCHES)
 def test_opcheck(save, packed, optional):
     batch = 1 if packed else 2
     inputs = scan_inputs(batch, 70, 4, 3, groups=2, optional=optional).kwargs()

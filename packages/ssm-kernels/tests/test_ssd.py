@@ -4,6 +4,8 @@ Half-precision inputs meet in half-precision products on tensor cores, so that w
 gradients of parameters) is as good as the inputs' dtype: it is judged in that dtype. With B and C in float32 it is not.
 """
 
+from itertools import product
+
 import pytest
 import torch
 from ssm_kernels.ops.ssd import ssd, ssd_bidirectional, torch_impl
@@ -11,7 +13,7 @@ from ssm_kernels.testing import assert_as_accurate, error_ratio, poisoned_buffer
 from ssm_kernels.testing.ssd import ssd_inputs
 from torch.autograd import gradcheck
 
-gpu = pytest.mark.gpu
+gpu, slow = pytest.mark.gpu, pytest.mark.slow
 WHERE = [
     ("cpu", "torch"),
     pytest.param("cuda", "triton", marks=gpu),
@@ -65,9 +67,17 @@ CASES = {  # batch, length, heads, width, state
 }
 
 
-@pytest.mark.parametrize(("device", "impl"), WHERE)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("reverse", [False, True])
+# on the CPU each half precision in one direction: no line depends on both; the rest is slow
+EVERY_WAY = [
+    pytest.param("cpu", "torch", dtype, reverse, marks=slow if dtype == DTYPES[1 + reverse] else ())
+    for dtype, reverse in product(DTYPES, (False, True))
+] + [
+    pytest.param("cuda", impl, dtype, reverse, marks=gpu)
+    for impl, dtype, reverse in product(("triton", "torch"), DTYPES, (False, True))
+]
+
+
+@pytest.mark.parametrize(("device", "impl", "dtype", "reverse"), EVERY_WAY, ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_all_arguments(device, impl, dtype, reverse, case):
     shape, made = CASES[case]
