@@ -140,6 +140,18 @@ def test_recording_without_a_gpu_leaves_no_folder(pictures, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_full_memory_names_what_fits_without_recording():
+    from mamba_diffusion.outofmemory import fitting_batch
+
+    def fits(cfg, out):
+        if cfg.graph or cfg.micro_batch > most:
+            raise torch.OutOfMemoryError
+
+    for most in (4, 2):  # of the trainer's four
+        said = fitting_batch(replace(tiny(), graph=True), fits)
+        assert f"--micro_batch {most} fits without --graph" in said
+
+
 @pytest.mark.parametrize(
     "change", [{"micro_batch": 2}, {"compile": True}, {"checkpoint_activations": True}, {"precision": "fp16"}]
 )
