@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -84,33 +85,38 @@ def read_points(path: str | Path, *, extent: NDArray[np.float64] | None = None) 
 
 
 def _from_csv(path: Path) -> Points:
+    numbers = array("d")  # a list of ten million rows of text would take gigabytes
     with path.open(newline="", encoding="utf-8-sig") as file:
         sample = file.read(4096)
         file.seek(0)
         delimiter = max(",;\t", key=sample.partition("\n")[0].count)
-        rows = [row for row in csv.reader(file, delimiter=delimiter) if any(cell.strip() for cell in row)]
-    if not rows:
-        refuse("read_points", "points", "a header and one line a sensor", f"an empty file, {path}", "check it")
-    header = [cell.strip() for cell in rows[0]]
-    dims = axes_in(header)
-    if dims == 0 or dims == len(header):
-        wanted = "a header x[,y[,z]] or lon,lat, then one column a channel"
-        refuse("read_points", "points", wanted, ",".join(header), f"correct the first line of {path}")
-    table = np.empty((len(rows) - 1, len(header)))
-    for number, row in enumerate(rows[1:]):
-        if len(row) != len(header):
-            _line(path, number + 2, f"{len(header)} numbers", f"{len(row)}")
-        for column, cell in enumerate(row):
-            try:
-                table[number, column] = float(cell)
-            except ValueError:
-                _line(path, number + 2, f"a number for {header[column]}", repr(cell.strip()))
+        reader = csv.reader(file, delimiter=delimiter)
+        rows = (row for row in reader if any(cell.strip() for cell in row))
+        header = [cell.strip() for cell in next(rows, [])]
+        if not header:
+            refuse("read_points", "points", "a header and one line a sensor", f"an empty file, {path}", "check it")
+        dims = axes_in(header)
+        if dims == 0 or dims == len(header):
+            wanted = "a header x[,y[,z]] or lon,lat, then one column a channel"
+            refuse("read_points", "points", wanted, ",".join(header), f"correct the first line of {path}")
+        for row in rows:
+            if len(row) != len(header):
+                _line(path, reader.line_num, f"{len(header)} numbers", f"{len(row)}")
+            numbers.extend(_number(path, reader.line_num, *cell) for cell in zip(header, row, strict=True))
+    table = np.frombuffer(numbers).reshape(-1, len(header))
     units = {m["unit"] for name in header[dims:] if (m := UNIT.search(name))}
     if len(units) > 1:
         refuse("read_points", "points", "channels of one unit", ", ".join(sorted(units)), "convert them to one")
     channels = tuple(UNIT.sub("", name) for name in header[dims:])
     axes = tuple(header[:dims])
     return _points(table[:, :dims], table[:, dims:], axes, channels, next(iter(units), ""), None)
+
+
+def _number(path: Path, line: int, column: str, cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        _line(path, line, f"a number for {column}", repr(cell.strip()))
 
 
 def _line(path: Path, number: int, wanted: str, found: str) -> NoReturn:
