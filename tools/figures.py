@@ -165,6 +165,18 @@ def packages(root: Path) -> str:
     return table(head, rows) + f"\n{found['environment']}\n"
 
 
+def lowest_bounds(root: Path) -> str:
+    """Tests on the oldest dependencies, from docs/results/lowest-bounds.json (tools/lowest_bounds.py)."""
+    found = read(root / "docs/results/lowest-bounds.json")["packages"]
+    rows = []
+    for name in ORDER:
+        part = found[name]
+        which = "some, see the JSON" if " -k " in part["command"] else "all but gpu and slow"
+        versions = ", ".join(f"{what} {version}" for what, version in sorted(part["versions"].items()))
+        rows.append((name, which, part["passed"], part["failed"], versions, part["environment"]))
+    return table(("package", "tests", "passed", "failed", "with", "on"), rows)
+
+
 def scaling(root: Path) -> str:
     """What a million and a billion images cost, from docs/results/scaling.json and the formula of tools/scaling.py."""
     sys.path.insert(0, str(ROOT / "tools"))
@@ -199,6 +211,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "fields": fields,
     "classifiers": classifiers,
     "packages": packages,
+    "lowest-bounds": lowest_bounds,
     "scaling": scaling,
     "soak": soak,
 }
