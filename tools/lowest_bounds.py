@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("ssm-kernels", "hybrid-sr", "muse-mamba", "mamba-diffusion", "vim-compress")
 NOT_HERE = ("mamba-ssm",)  # extras that need a compiler
 TOOLS = ("pytest>=8.3", "hypothesis>=6.110", "safetensors>=0.5", "playwright>=1.50", "scikit-image>=0.25")
+PEERS = {"ssm-kernels": ("transformers>=5",)}  # whose models the tests run
 COUNTED = re.compile(r"(\d+) (passed|failed|errors?|skipped|deselected)")
 
 
@@ -131,7 +132,7 @@ def main() -> int:
         work.mkdir(parents=True, exist_ok=True)
         for package in options.package:
             request = work / f"{package}.txt"
-            request.write_text("\n".join([*asked(package), *TOOLS]) + "\n")
+            request.write_text("\n".join([*asked(package), *TOOLS, *PEERS.get(package, ())]) + "\n")
             if options.resolve_only:
                 well = resolve(package, request)
             else:
