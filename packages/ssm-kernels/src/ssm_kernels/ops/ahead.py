@@ -2,14 +2,16 @@
 
 Triton compiles a kernel when it is first launched, one after the other, and the scans' largest take some seconds each.
 So the first call of a kind runs forward and backward on meta tensors, where a launch does nothing but compile, in
-threads: Triton's compiler spends most of its time outside Python. Nothing depends on it: what it leaves undone is
-compiled by the launch itself.
+threads: Triton's compiler spends most of its time outside Python. What it does in Python would hold up the forward, so
+the backward begins when half of the forward's kernels are ready. Nothing depends on any of this: what is left undone
+is compiled by the launch itself.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from typing import Any
 
 import torch
@@ -46,10 +48,11 @@ def compile_ahead(device: torch.device, forward: Callable[[], Any], backward: Ca
         forward: Runs the launchers of the forward on meta tensors (see `as_meta`).
         backward: Runs those of the backward, None if nobody will ask for it.
     """
-    jobs = ThreadPoolExecutor(max_workers=2)
-    first = jobs.submit(_compile, forward, device)
+    jobs, half_way = ThreadPoolExecutor(max_workers=2), threading.Event()
+    first = jobs.submit(_compile, forward, device, half_way)
+    first.add_done_callback(lambda _: half_way.set())  # also after a failure
     if backward is not None:
-        later = jobs.submit(_compile, backward, device)
+        later = jobs.submit(_compile_after, half_way, backward, device)
         _pending.add(later)
         later.add_done_callback(_pending.discard)
     jobs.shutdown(wait=False)
@@ -69,9 +72,20 @@ def as_meta(tree: Any) -> Any:
     return tuple(as_meta(part) for part in tree) if isinstance(tree, tuple) else tree
 
 
-def _compile(function: Callable[[], Any], device: torch.device) -> None:
-    """Run a function whose launches compile, all of them at the same time."""
+def _compile(function: Callable[[], Any], device: torch.device, half_way: threading.Event | None = None) -> None:
+    """Run a function whose launches compile, all of them at the same time; tell when half of them are ready."""
     from triton import AsyncCompileMode
 
-    with torch.cuda.device(device), compile_only(), ThreadPoolExecutor() as pool, AsyncCompileMode(pool):
+    with torch.cuda.device(device), compile_only(), ThreadPoolExecutor() as pool, AsyncCompileMode(pool) as mode:
         function()
+        if half_way is not None:
+            ready = as_completed(mode.raw_futures)
+            for _ in range((len(mode.raw_futures) + 1) // 2):
+                next(ready)
+            half_way.set()
+
+
+def _compile_after(begin: threading.Event, function: Callable[[], Any], device: torch.device) -> None:
+    """Wait, then compile."""
+    begin.wait()
+    _compile(function, device)
