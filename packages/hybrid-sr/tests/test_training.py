@@ -19,6 +19,7 @@ from hybrid_sr.loss import pixel_loss
 from hybrid_sr.metrics import psnr_y
 from hybrid_sr.model import HybridSR
 from hybrid_sr.options import parse
+from hybrid_sr.outofmemory import fitting_batch
 from hybrid_sr.pace import Pace
 from hybrid_sr.photos import Pair, shrink
 from hybrid_sr.recipes import RECIPES, TrainConfig, recipe
@@ -88,6 +89,19 @@ def test_recording_without_a_gpu_is_refused():
     cfg = dataclasses.replace(recipe("tiny"), graph=True)
     with pytest.raises(ValueError, match="--graph must have a CUDA GPU, got cpu"):
         record(HybridSR(cfg.model), cfg, torch.device("cpu"))
+
+
+def test_full_memory_names_what_fits_without_recording():
+    cfg = dataclasses.replace(recipe("tiny"), graph=True)
+
+    def fits(trial: TrainConfig, out: Path):
+        if trial.graph or trial.micro_batch > most:
+            raise torch.OutOfMemoryError
+
+    for most in (cfg.micro_batch, 2):
+        assert f"--micro_batch {most} fits without --graph" in fitting_batch(cfg, fits)
+    most = 0
+    assert "no smaller one fits without --graph; add --checkpoint_activations" in fitting_batch(cfg, fits)
 
 
 @pytest.mark.gpu

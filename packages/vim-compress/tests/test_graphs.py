@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from vim_compress.graphs import EAGER_STEPS, DeviceStep, RecordedStep
+from vim_compress.outofmemory import fitting_batch
 from vim_compress.recipes import recipe, tiny
 from vim_compress.run import prepare
 from vim_compress.sparsity import SparsityConfig
@@ -101,3 +102,16 @@ def test_recording_without_a_gpu_or_with_accumulation_is_refused():
         RecordedStep(run)
     with pytest.raises(ValueError, match="graph must be off"):
         replace(tiny(), graph=True, micro_batch=4)
+
+
+def test_full_memory_names_what_fits_without_recording():
+    cfg = replace(tiny(), graph=True)
+
+    def fits(trial, out):
+        if trial.graph or trial.micro_batch > most:
+            raise torch.OutOfMemoryError
+
+    for most in (cfg.micro_batch, 2):
+        assert f"--micro_batch {most} fits without --graph" in fitting_batch(cfg, fits)
+    most = 0
+    assert "no smaller one fits without --graph; add --checkpoint_activations" in fitting_batch(cfg, fits)

@@ -34,10 +34,12 @@ def fitting_batch(cfg: TrainConfig, train: Callable[[TrainConfig, Path], object]
     smaller = [micro for micro in reversed(divides) if micro < cfg.micro_batch]  # powers of two: a few tries
     if cfg.processes > 1 and smaller:
         return f"{full}; try --micro_batch {smaller[0]}: {again}"
-    for micro in smaller:
+    recorded = cfg.processes == 1 and cfg.graph  # recordings take memory of their own, and do not accumulate
+    without = " without --graph" if recorded else ""
+    for micro in [cfg.micro_batch, *smaller] if recorded else smaller:
         if _fits(cfg, micro, train):
-            return f"{full}; --micro_batch {micro} fits: {again}"
-    return f"{full} and no smaller one fits; add --checkpoint_activations true or take a smaller preset"
+            return f"{full}; --micro_batch {micro} fits{without}: {again}"
+    return f"{full} and no smaller one fits{without}; add --checkpoint_activations true or take a smaller preset"
 
 
 def _fits(cfg: TrainConfig, micro: int, train: Callable[[TrainConfig, Path], object]) -> bool:
@@ -45,7 +47,7 @@ def _fits(cfg: TrainConfig, micro: int, train: Callable[[TrainConfig, Path], obj
     gc.collect()
     torch.cuda.empty_cache()
     never = cfg.steps + 1
-    trial = replace(cfg, micro_batch=micro, global_batch=2 * micro, stop_at=2, validation="none",
+    trial = replace(cfg, micro_batch=micro, global_batch=2 * micro, stop_at=2, validation="none", graph=False,
                     log_every=never, save_every=never, sample_every=never)  # fmt: skip
     with TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         try:
