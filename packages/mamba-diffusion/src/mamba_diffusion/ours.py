@@ -64,9 +64,12 @@ class NeighbourAttention(nn.Module):
         self.relation = nn.Sequential(nn.Linear(features, width), nn.GELU(), nn.Linear(width, 2 * width))
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, context: Tensor, index: Tensor, relation: Tensor) -> Tensor:
-        """Attend from (B, Nq, width) to rows `index` (B, Nq, K) of context (B, M, width); relation (B, Nq, K, f)."""
-        k, v = (pick(self.content(context), index) + self.relation(relation)).chunk(2, -1)
+    def forward(self, x: Tensor, content: Tensor, index: Tensor, relation: Tensor) -> Tensor:
+        """Attend from (B, Nq, width) to rows `index` (B, Nq, K) of `self.content` of the context, (B, M, 2 width).
+
+        relation is (B, Nq, K, f). Keys and values of the context are an argument so that chunks of queries share them.
+        """
+        k, v = (pick(content, index) + self.relation(relation)).chunk(2, -1)
         k, v = k.unflatten(-1, (self.heads, -1)), v.unflatten(-1, (self.heads, -1))
         q = self.query(x).unflatten(-1, (self.heads, -1))
         scores = (q[:, :, None] * k).sum(-1) * q.shape[-1] ** -0.5
@@ -79,7 +82,7 @@ class SensorAttention(NeighbourAttention):
 
     def forward(self, x: Tensor, index: Tensor, relation: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Attend from (B, Ni, width) to its own rows `index` (B, Ni, K); relation (B, Ni, K, f)."""
-        return super().forward(x, x, index, relation)
+        return super().forward(x, self.content(x), index, relation)
 
 
 class CurveScan(nn.Module):
@@ -140,11 +143,15 @@ class DecoderLayer(nn.Module):
         self.far = Modulated(width, Attention(width, config.heads))
         self.mlp = Modulated(width, _mlp(width, config.dropout))
 
+    def content(self, context: Tensor) -> Tensor:
+        """Return keys and values of the context (B, M, width) for `near`, (B, M, 2 width)."""
+        return cast(NeighbourAttention, self.near.layer).content(context)
+
     def forward(
-        self, x: Tensor, time: Tensor, context: Tensor, latents: Tensor, index: Tensor, relation: Tensor
+        self, x: Tensor, time: Tensor, content: Tensor, latents: Tensor, index: Tensor, relation: Tensor
     ) -> Tensor:
         """(B, Nq, width) to (B, Nq, width)."""
-        x = self.near(x, time, context, index, relation)
+        x = self.near(x, time, content, index, relation)
         return self.mlp(self.far(x, time, latents), time)
 
 
@@ -198,12 +205,13 @@ class OursNetwork(nn.Module):
         anchors = take(noisy, given.anchor)
         context = self._context(anchors, time, given)
         latents = self.latents(context, time)
+        contents = [cast(DecoderLayer, layer).content(context) for layer in self.decoder_layers]
         total = noisy.shape[1]
         parts = []
         for start in range(0, total, chunk or total):
             stop = min(total, start + (chunk or total))
             parts.append(
-                self._decode(noisy[:, start:stop], anchors, context, latents, time, given.queries(start, stop), given)
+                self._decode(noisy[:, start:stop], anchors, contents, latents, time, given.queries(start, stop), given)
             )
         residual = torch.cat(parts, 1).to(noisy.dtype)
         return skip(t)[:, None, None] * noisy + gain(t)[:, None, None] * residual
@@ -247,7 +255,7 @@ class OursNetwork(nn.Module):
         self,
         noisy: Tensor,
         anchors: Tensor,
-        context: Tensor,
+        contents: list[Tensor],
         latents: Tensor,
         time: Tensor,
         part: Condition,
@@ -265,8 +273,8 @@ class OursNetwork(nn.Module):
         own = noisy[:, :, None].expand_as(values)
         relation = squash(torch.cat([offset, is_anchor, values, own], -1))
         x = self._query_tokens(noisy, part)
-        for layer in self.decoder_layers:
-            x = self._run(layer, x, time, context, latents, index, relation)
+        for layer, content in zip(self.decoder_layers, contents, strict=True):
+            x = self._run(layer, x, time, content, latents, index, relation)
         return self.out(self.out_norm(x))
 
     def _run(self, layer: nn.Module, *inputs: Tensor) -> Tensor:
