@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import torch
+from muse_mamba.config import METHODS
 from muse_mamba.judge import Judge
 from muse_mamba.model import TokenModel
+from muse_mamba.studyreport import table
 from muse_mamba.tokenizer import VQTokenizer
 from muse_mamba.weights import WEIGHTS, find_judge, shipped_model, shipped_tokenizer
 
@@ -36,3 +38,12 @@ def test_model_card_is_the_json():
         assert text in card
     assert f"{ship['caption_gap']:.3f} nats a token" in card
     assert [f"{row['psnr']:.1f}" for row in sizes] == ["27.1", "29.8", "32.5", "34.1"]
+
+
+def test_study_page_is_the_json():
+    """`muse-mamba study --report_only` would write the table of docs/study.md."""
+    rows = json.loads((DOCS / "results/study/study.json").read_text())["rows"]
+    assert {(row["method"], row["seed"], row["steps"]) for row in rows} == {
+        (m, s, 800) for m in METHODS for s in (0, 1)
+    }
+    assert table(rows) in (DOCS / "study.md").read_text()
