@@ -1,11 +1,29 @@
-"""What Triton's interpreter and PyTorch's exporter repeat for every call and need once in a process."""
+"""What Triton's interpreter and PyTorch's exporter repeat for every call and need once in a process.
+
+A version that lacks one of the private names below runs as it is: slower, and with the same results.
+"""
 
 import copy
 import dataclasses
 import functools
+import importlib
 import os
 
 import pytest
+
+
+def module(name):
+    """Import a module, or give None where this version has none of that name."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def replace(patches, home, name, make):
+    """Put `make(what is there)` in place of an attribute, where there is one."""
+    if hasattr(home, name):
+        patches.setattr(home, name, make(getattr(home, name)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,46 +39,70 @@ def lean_interpreter(pytestconfig):
         yield
         return
     import triton.language as tl
-    from triton.runtime import interpreter
-
-    patch, builder = interpreter._patch_lang, interpreter.interpreter_builder
-    in_numpy, of_numbers = interpreter._get_np_dtype, functools.cache(interpreter._get_np_dtype)
 
     @functools.cache
     def modules_of(fn):
         return [module for module in (tl, tl.core) if any(value is module for value in fn.__globals__.values())]
 
-    def patch_where_needed(fn):
-        if any(tl.core.is_builtin(module.load) for module in modules_of(fn)):
-            return patch(fn)
-        return None  # only the launch, before which nothing is patched, asks for what to restore
+    def where_needed(patch):
+        def patch_where_needed(fn):
+            if any(tl.core.is_builtin(module.load) for module in modules_of(fn)):
+                return patch(fn)
+            return None  # only the launch, before which nothing is patched, asks for what to restore
 
-    def kept_in_numpy(kind):
-        return in_numpy(kind.scalar) if kind.scalar.is_ptr() else of_numbers(kind.scalar)
+        return patch_where_needed
 
+    def kept(in_numpy):
+        of_numbers = functools.cache(in_numpy)
+        return lambda kind: in_numpy(kind.scalar) if kind.scalar.is_ptr() else of_numbers(kind.scalar)
+
+    def without_second_sums(options):
+        return dataclasses.replace(options, sanitize_overflow=False)
+
+    interpreter = module("triton.runtime.interpreter")
+    builder = getattr(interpreter, "interpreter_builder", None)
     with pytest.MonkeyPatch.context() as patches:
-        patches.setattr(interpreter, "_patch_lang", patch_where_needed)
-        patches.setattr(interpreter, "_get_np_dtype", kept_in_numpy)
-        if not pytestconfig.getoption("--slow"):
-            patches.setattr(builder, "options", dataclasses.replace(builder.options, sanitize_overflow=False))
+        if hasattr(tl.core, "is_builtin"):
+            replace(patches, interpreter, "_patch_lang", where_needed)
+        replace(patches, interpreter, "_get_np_dtype", kept)
+        asked = hasattr(getattr(builder, "options", None), "sanitize_overflow")
+        if asked and not pytestconfig.getoption("--slow"):
+            replace(patches, builder, "options", without_second_sums)
         yield
 
 
 @pytest.fixture(scope="session")
-def exporter_lists_operators_once():
-    """Keep the exporter's tables of PyTorch's operators, which it makes anew for every export: half of its time."""
-    import torch._export.utils
-    from torch.onnx._internal.exporter._registration import ONNXRegistry
+def lean_exporter():
+    """Keep the exporter's tables of PyTorch's operators, which it makes anew for every export: half of its time.
 
-    make = functools.cache(ONNXRegistry.from_torchlib)
+    And try the optimizer's rules on nodes of their own operator alone, the first thing that each asks by itself.
+    """
 
-    def from_torchlib(*version, **named):
-        registry = copy.copy(make(*version, **named))
-        registry.functions = {target: [*kinds] for target, kinds in registry.functions.items()}  # custom ones join
-        return registry
+    def made_once(from_torchlib):
+        make = functools.cache(from_torchlib)
 
+        def copied(*version, **named):
+            registry = copy.copy(make(*version, **named))
+            registry.functions = {target: [*kinds] for target, kinds in registry.functions.items()}  # custom ones join
+            return registry
+
+        return staticmethod(copied)
+
+    def on_its_operator(rewrite):
+        def rewrite_its_operator(rule, model, graph, node, **options):
+            last = rule._target_pattern.output_nodes
+            if len(last) == 1 and not last[0].op.matches(node.op_type):
+                return None
+            return rewrite(rule, model, graph, node, **options)
+
+        return rewrite_its_operator
+
+    registration = module("torch.onnx._internal.exporter._registration")
+    rules = module("onnxscript.rewriter._rewrite_rule")
+    patterns = module("onnxscript.rewriter._pattern_ir")
     with pytest.MonkeyPatch.context() as patches:
-        patches.setattr(ONNXRegistry, "from_torchlib", staticmethod(from_torchlib))
-        utils = torch._export.utils
-        patches.setattr(utils, "_materialize_cpp_cia_ops", functools.cache(utils._materialize_cpp_cia_ops))
+        replace(patches, getattr(registration, "ONNXRegistry", None), "from_torchlib", made_once)
+        replace(patches, module("torch._export.utils"), "_materialize_cpp_cia_ops", functools.cache)
+        if hasattr(getattr(patterns, "GraphPattern", None), "output_node"):
+            replace(patches, getattr(rules, "RewriteRule", None), "try_rewrite", on_its_operator)
         yield

@@ -16,7 +16,7 @@ from ssm_kernels.testing import error_ratio
 from torch import Tensor, nn
 from torch.export import Dim
 
-pytestmark = pytest.mark.usefixtures("exporter_lists_operators_once")
+pytestmark = pytest.mark.usefixtures("lean_exporter")
 SEQUENCE = {0: Dim("batch"), 1: Dim("length")}
 
 

@@ -45,7 +45,7 @@ def test_keys_of_the_state_dict():
     assert "qkv.bias" not in SlidingWindowAttention(48, 6, 7, qkv_bias=False).state_dict()
 
 
-@pytest.mark.usefixtures("exporter_lists_operators_once")
+@pytest.mark.usefixtures("lean_exporter")
 @pytest.mark.parametrize(("ndim", "sizes", "others"), [(1, (11,), (17,)), (2, (5, 8), (9, 4))])
 def test_runs_in_onnx_with_any_batch_and_size(tmp_path, ndim, sizes, others):
     """One file for all sizes, equal to PyTorch on sizes that it was not exported with."""

@@ -16,7 +16,7 @@ from ssm_kernels.testing.ssd import ssd_inputs
 from torch import nn
 from torch.export import Dim
 
-pytestmark = pytest.mark.usefixtures("exporter_lists_operators_once")
+pytestmark = pytest.mark.usefixtures("lean_exporter")
 SMALL = {"d_state": 4, "headdim": 4, "ngroups": 2}
 
 
@@ -71,7 +71,10 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("case", OPTIONS)
+# float64 in test_export_all too
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case == "double" else ()) for case in OPTIONS]
+)
 def test_every_option(case):
     given = {n: x for n, x in ssd_inputs(2, 9, 4, 3, 5, **OPTIONS[case]).kwargs().items() if x is not None}
 
