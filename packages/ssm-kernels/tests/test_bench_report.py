@@ -99,6 +99,20 @@ def results(tmp_path):
     return folder
 
 
+@pytest.fixture
+def figure(monkeypatch):
+    """A stand-in for matplotlib that keeps what was drawn."""
+    made = MagicMock()
+    axes = [[MagicMock(), MagicMock()], [MagicMock(), MagicMock()]]
+    made.return_value.subplots.side_effect = lambda rows, columns, **_: [line[:columns] for line in axes[:rows]]
+    made.axes = axes
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setattr(sys.modules["matplotlib.figure"], "Figure", made, raising=False)
+    return made
+
+
+@pytest.mark.usefixtures("figure")
 def test_page_is_filled_between_its_comments_and_nowhere_else(results, tmp_path):
     page = tmp_path / "README.md"
     page.write_text("before\n<!-- ssm-kernels report: h100 speed -->\nold\n<!-- end of report -->\nafter\n")
@@ -122,6 +136,7 @@ def test_page_quotes_what_falls_short(results, tmp_path):
     assert "Every target is met." in fill_page(page, results)
 
 
+@pytest.mark.usefixtures("figure")
 def test_page_beside_the_results_gets_a_block_for_each(results):
     """One command after a run is enough; a second run of it changes nothing."""
     page = results / "README.md"
@@ -139,6 +154,7 @@ def test_page_beside_the_results_gets_a_block_for_each(results):
     assert page.read_text() == text
 
 
+@pytest.mark.usefixtures("figure")
 def test_page_that_quotes_nothing_known_is_refused(results, tmp_path, capsys):
     page = tmp_path / "README.md"
     page.write_text("<!-- ssm-kernels report: b200 -->\n<!-- end of report -->\n")
@@ -170,19 +186,6 @@ def test_plot_needs_matplotlib(monkeypatch, results):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert plots.draw_sweep([row("triton", 0.2)], ENVIRONMENT, results / "x.png") == plots.HOW
-
-
-@pytest.fixture
-def figure(monkeypatch):
-    """A stand-in for matplotlib that keeps what was drawn."""
-    made = MagicMock()
-    axes = [[MagicMock(), MagicMock()], [MagicMock(), MagicMock()]]
-    made.return_value.subplots.side_effect = lambda rows, columns, **_: [line[:columns] for line in axes[:rows]]
-    made.axes = axes
-    for name in ("matplotlib", "matplotlib.figure"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    monkeypatch.setattr(sys.modules["matplotlib.figure"], "Figure", made, raising=False)
-    return made
 
 
 def test_speed_ups_and_roofline_show_every_comparison(figure, results):
