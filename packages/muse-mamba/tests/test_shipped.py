@@ -33,10 +33,13 @@ def test_model_card_is_the_json():
     held = json.loads((DOCS / "results/tokenizer/held-out.json").read_text())["rows"][0]
     ship = json.loads((DOCS / "results/ship/held-out.json").read_text())
     sizes = json.loads((DOCS / "results/tokenizer/sizes.json").read_text())["rows"]
-    shares = ", ".join(f"{ship[f'loss_at_{share}']:.3f}" for share in ("0.25", "0.5", "0.75", "1"))
+    losses, found = ship["loss_over_ln_V"], ship["alignment"]
+    shares = ", ".join(f"{losses[f'loss_at_{share}']:.3f}" for share in ("0.25", "0.5", "0.75", "1"))
     for text in (f"| {held['psnr']:.2f} dB |", f"perplexity {held['code_perplexity']:.0f}", f"| {shares} |"):
         assert text in card
-    assert f"{ship['caption_gap']:.3f} nats a token" in card
+    assert f"{losses['caption_gap']:.3f} nats a token" in card
+    assert f"the real drawings {ship['alignment_real']['R@5']:.2f} | {found['R@5']:.2f} |" in card
+    assert f"(0.5) {'is met' if found['R@5'] >= 5 * found['chance_R@5'] else 'is not met'}" in card
     assert [f"{row['psnr']:.1f}" for row in sizes] == ["27.1", "29.8", "32.5", "34.1"]
 
 

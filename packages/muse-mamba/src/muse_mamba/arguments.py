@@ -34,7 +34,7 @@ class SamplingOptions:
     num: int = 4
     steps: int = 16
     seed: int = 0
-    guidance: float = 3.0
+    guidance: float = 4.0
     guidance_ramp: bool = False
     sample_temperature: float = 1.0
     mask_temperature: float = 2.0

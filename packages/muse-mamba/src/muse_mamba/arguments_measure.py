@@ -160,7 +160,7 @@ class EvaluateOptions:
     prompts: int = 50
     judge: Path | None = None
     steps: int = 16
-    guidance: float = 3.0
+    guidance: float = 4.0
     seed: int = 0
     text_encoder: str = "minilm"
     inception: Path | None = None

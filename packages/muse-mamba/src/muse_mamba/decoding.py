@@ -37,7 +37,7 @@ class DecodeOptions:
     """
 
     steps: int = 16
-    guidance: float = 3.0
+    guidance: float = 4.0
     guidance_ramp: bool = False
     sample_temperature: float = 1.0
     mask_temperature: tuple[float, float] = (2.0, 0.0)

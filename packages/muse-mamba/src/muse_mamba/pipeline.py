@@ -144,7 +144,7 @@ class MuseMambaPipeline(DiffusionPipeline):
         negative_prompt: str | None = None,
         num_images_per_prompt: int = 1,
         num_inference_steps: int = 16,
-        guidance_scale: float = 3.0,
+        guidance_scale: float = 4.0,
         guidance_ramp: bool = False,
         temperature: tuple[float, float] = (2.0, 0.0),
         generator: torch.Generator | None = None,

@@ -28,6 +28,7 @@ ROW, TABLE, PLOT, SHEET, ALL = "row.json", "table.md", "study.png", "sheet.png",
 TOKENS = "tokens"  # folder of the pictures' tokens, the same for every method
 POLL = 1.0  # seconds between looks at the running processes
 SHEET_PROMPTS = 8
+GUIDANCE = 3.0  # of every row, so that rows of different times compare
 RESUMED_BADLY = 3  # times that a run may fail before it is left out
 
 
@@ -245,7 +246,7 @@ def sample(model: TokenModel, tokenizer: VQTokenizer, shown: Examples, count: in
     cond = None if shown.cond is None else shown.cond[:count]
     generator = torch.Generator().manual_seed(SEED)
     clock = time.monotonic()
-    ids = decode(model, text, mask, DecodeOptions(), cond_ids=cond, generator=generator)
+    ids = decode(model, text, mask, DecodeOptions(guidance=GUIDANCE), cond_ids=cond, generator=generator)
     if ids.is_cuda:
         torch.cuda.synchronize()
     seconds = time.monotonic() - clock
