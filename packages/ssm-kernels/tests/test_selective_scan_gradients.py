@@ -6,6 +6,9 @@ from ssm_kernels.ops.selective_scan import selective_scan
 from ssm_kernels.testing import scan_inputs
 from torch.autograd import gradcheck
 
+# PyTorch itself makes the gradients of the definition
+IMPLS = pytest.mark.parametrize("impl", ["torch", pytest.param("reference", marks=pytest.mark.slow)])
+
 
 def check(inputs, impl, fast=False, **options):
     given = {name: x.requires_grad_() for name, x in inputs.items() if x is not None}
@@ -16,21 +19,21 @@ def check(inputs, impl, fast=False, **options):
     assert gradcheck(function, tuple(given.values()), fast_mode=fast)
 
 
-@pytest.mark.parametrize("impl", ["torch", "reference"])
+@IMPLS
 @pytest.mark.parametrize("reverse", [False, True])
 def test_all_arguments(impl, reverse):
     inputs = scan_inputs(2, 5, 4, 2, groups=2, dtype=torch.float64).kwargs()
     check(inputs, impl, dt_softplus=True, reverse=reverse)
 
 
-@pytest.mark.parametrize("impl", ["torch", "reference"])
+@IMPLS
 def test_own_rates_and_no_softplus(impl):
     inputs = scan_inputs(2, 4, 2, 2, batched_A=True, dtype=torch.float64).kwargs()
     inputs |= {"dt": inputs["dt"].abs() + 2, "dt_bias": inputs["dt_bias"].abs()}
     check(inputs, impl)
 
 
-@pytest.mark.parametrize("impl", ["torch", "reference"])
+@IMPLS
 def test_packed(impl):
     inputs = scan_inputs(1, 6, 2, 2, dtype=torch.float64).kwargs()
     rows = scan_inputs(3, 1, 2, 2, batched_A=True, dtype=torch.float64)
