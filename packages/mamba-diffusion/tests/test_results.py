@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from mamba_diffusion.config import preset
 from mamba_diffusion.info import model_info
 
@@ -39,6 +40,32 @@ def test_lengths_in_the_page_are_the_defaults():
     assert f"its {config.neighbours} nearest sensors" in text
     assert f"at most {config.anchors} noisy queries" in text
     assert f"correlation length of {config.noise_length} of the domain" in text
+
+
+def figures(row):
+    """The cells of a row of the model card as its JSON has them."""
+    mean = row["mean"]
+    one = f"{mean['psnr'][0]:.2f}" if "expected_coverage" in row else ""
+    covered = mean["coverage"][0]
+    return [
+        one,
+        f"{mean['psnr_mean'][0]:.2f}",
+        f"{mean['ssim_mean'][0]:.4f}",
+        f"{100 * mean['crps'][0]:.2f}",
+        "" if covered is None else f"{100 * covered:.1f}",
+    ]
+
+
+@pytest.mark.parametrize("weights", ["rgb", "temperature"])
+def test_tables_of_the_model_card_are_the_committed_files(weights):
+    text = (PACKAGE / "docs/model-card.md").read_text()
+    said = [[cell.strip() for cell in line.split("|")[2:-1]] for line in text.splitlines() if line.startswith("| ")]
+    files = sorted((PACKAGE / f"docs/results/ship-{weights}").glob("*.json"))
+    found = [json.loads(file.read_text()) for file in files if file.name != "config.json"]
+    assert len(found) == 3
+    for record in found:
+        for name, row in record["results"].items():
+            assert figures(row) in said, (weights, name)
 
 
 def test_shipped_weights_fit_and_load():
