@@ -105,6 +105,8 @@ def run() -> NoReturn:
 
 
 def _drawing(verb: str, argv: list[str], kind: type[Any]) -> int:
+    # read when torch is loaded; threads that spin while they wait make busy cores several times slower
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     described = {
         "generate": "Draw pictures of a sentence.",
         "inpaint": "Draw anew what a mask marks in a picture.",
