@@ -76,8 +76,8 @@ SHORT = {  # batch, length, channels, state; groups
     "blocks of four steps and a rest": ((2, 11, 13, 3), None),
     "groups": ((1, 9, 14, 2), 2),
     "one step": ((3, 1, 8, 4), None),
-    "one channel": ((4, 21, 1, 3), None),
-    "two blocks of channels": ((1, 8, 17, 2), None),
+    "one channel": ((4, 13, 1, 3), None),
+    "two blocks of channels": ((1, 6, 33, 2), None),
 }
 REAL = {
     "short rows": ((16, 197, 384, 16), None),
