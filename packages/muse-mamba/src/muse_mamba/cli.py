@@ -105,8 +105,9 @@ def run() -> NoReturn:
 
 
 def _drawing(verb: str, argv: list[str], kind: type[Any]) -> int:
-    # read when torch is loaded; threads that spin while they wait make busy cores several times slower
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # read when torch is loaded; threads that spin for long while they wait make busy cores several times slower, and
+    # threads that do not spin at all make idle ones twice as slow
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     described = {
         "generate": "Draw pictures of a sentence.",
         "inpaint": "Draw anew what a mask marks in a picture.",
