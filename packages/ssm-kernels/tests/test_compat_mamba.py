@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from ssm_kernels.compat.cache import InferenceParams
+from ssm_kernels.compat.errors import UnknownChoice
 from ssm_kernels.compat.mamba import Mamba
 
 DATA = Path(__file__).parent / "data"
@@ -139,7 +140,7 @@ def test_initial_values_and_marks():
     assert mixer.D._no_weight_decay
     assert mixer.dt_proj.bias._no_reinit
     assert Mamba(64).dt_rank == math.ceil(64 / 16)
-    with pytest.raises(NotImplementedError, match="dt_init"):  # mamba-ssm's type for a wrong value: its users catch it
+    with pytest.raises(UnknownChoice, match="dt_init"):
         Mamba(8, dt_init="zeros")
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from ..ops.checks import check_shape, refuse
 from ..ops.depthwise_conv1d import depthwise_conv1d
 from ..ops.depthwise_conv1d_step import depthwise_conv1d_step
+from .errors import UnknownChoice
 from .packed import from_one_row, in_one_row, runs
 
 ConvImpl = Literal["auto", "reference"]
@@ -46,7 +47,7 @@ def causal_conv1d_fn(
         (B, D, L) in x.dtype, channels next to one another in memory; with `return_final_states` also (B, D, k - 1).
 
     Raises:
-        NotImplementedError: The activation is another one: that package's type, which its users catch.
+        UnknownChoice: The activation is another one.
         ValueError: A shape, dtype, device or combination is wrong. The message names the argument.
     """
     return _convolve(
@@ -100,10 +101,9 @@ def _convolve(
 
 
 def known_activation(activation: str | None) -> Literal["silu"] | None:
-    """Translate an activation; those that causal-conv1d does not have raise its NotImplementedError."""
+    """Translate an activation; those that causal-conv1d does not have raise UnknownChoice."""
     if activation not in (None, "silu", "swish"):
-        # causal-conv1d's own type, not this project's ValueError: code written for that package catches it
-        raise NotImplementedError(f"activation must be None, silu, or swish, got {activation!r}")
+        raise UnknownChoice(f"activation must be None, silu, or swish, got {activation!r}")
     return None if activation is None else "silu"
 
 
@@ -166,7 +166,7 @@ def causal_conv1d_update(
         The shape and dtype of x.
 
     Raises:
-        NotImplementedError: The activation is another one: that package's type, which its users catch.
+        UnknownChoice: The activation is another one.
         ValueError: A shape, dtype or device is wrong.
     """
     return _update(x, conv_state, weight, bias, activation, cache_seqlens, conv_state_indices, "auto")

@@ -18,6 +18,7 @@ from ..ops.selective_scan import selective_scan
 from ..ops.selective_scan_bidirectional import selective_scan_bidirectional
 from .cache import InferenceParams, State, state_of
 from .conv import causal_conv1d_update, last_steps
+from .errors import UnknownChoice
 from .state_update import selective_state_update
 
 Bimamba = Literal["none", "v1", "v2"]
@@ -50,7 +51,7 @@ class Mamba(nn.Module):
         if_devide_out: `if_divide_out` in older copies of Vim.
 
     Raises:
-        NotImplementedError: `dt_init` is another one: that package's type, which its users catch.
+        UnknownChoice: `dt_init` is another one.
         ValueError: `bimamba_type` is unknown; in `forward`, the input is not (B, L, C).
 
     Source: Gu and Dao 2023, arXiv:2312.00752; Zhu et al. 2024, arXiv:2401.09417 (both directions).
@@ -221,8 +222,7 @@ def _init_dt_proj(dt_proj: nn.Linear, kind: str, scale: float, dt_min: float, dt
     elif kind == "random":
         nn.init.uniform_(dt_proj.weight, -bound, bound)
     else:
-        # mamba-ssm's own type, not this project's ValueError: code written for that package catches it
-        raise NotImplementedError(f"Mamba: dt_init must be 'constant' or 'random', got {kind!r}")
+        raise UnknownChoice(f"Mamba: dt_init must be 'constant' or 'random', got {kind!r}")
     with torch.no_grad():
         dt_proj.bias.copy_(inverse_softplus_of_steps(dt_proj.bias, dt_min, dt_max, floor))
     dt_proj.bias._no_reinit = True  # pyright: ignore[reportAttributeAccessIssue] # what public initialisers look for
