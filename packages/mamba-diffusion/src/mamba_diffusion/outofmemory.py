@@ -35,10 +35,11 @@ def fitting_batch(cfg: TrainConfig, train: Callable[[TrainConfig, Path], object]
     if cfg.processes > 1 and smaller:
         return f"{full}; try --micro_batch {smaller[0]}: {again}"
     recorded = cfg.processes == 1 and cfg.graph  # recordings take memory of their own, and do not accumulate
+    without = " without --graph" if recorded else ""
     for micro in [cfg.micro_batch, *smaller] if recorded else smaller:
         if _fits(cfg, micro, train):
-            return f"{full}; --micro_batch {micro} fits{' without --graph' if recorded else ''}: {again}"
-    return f"{full} and no smaller one fits; add --checkpoint_activations true or take a smaller preset"
+            return f"{full}; --micro_batch {micro} fits{without}: {again}"
+    return f"{full} and no smaller one fits{without}; add --checkpoint_activations true or take a smaller preset"
 
 
 def _fits(cfg: TrainConfig, micro: int, train: Callable[[TrainConfig, Path], object]) -> bool:

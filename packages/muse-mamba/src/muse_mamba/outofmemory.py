@@ -18,15 +18,16 @@ from .runconfig import RunConfig
 Config = TypeVar("Config", bound=RunConfig)
 
 
-def fitting_batch(cfg: Config, train: Callable[[Config, Path], object]) -> str:
+def fitting_batch(cfg: Config, train: Callable[[Config, Path], object], *, recorded: bool = False) -> str:
     """Try smaller micro-batches for two steps each, in a temporary folder, and say which one fits.
 
     To be called when the run that failed is gone, its traceback too. With several processes nothing is tried, since
     they would have to agree on it.
 
     Args:
-        cfg: The run that did not fit.
+        cfg: The run that did not fit, without `graph`.
         train: Trains a run in a folder.
+        recorded: It had `graph`: recordings take memory of their own, and do not accumulate.
 
     Returns:
         One sentence for the user.
@@ -37,10 +38,11 @@ def fitting_batch(cfg: Config, train: Callable[[Config, Path], object]) -> str:
     smaller = [micro for micro in reversed(divides) if micro < cfg.micro_batch]  # powers of two: a few tries
     if cfg.processes > 1 and smaller:
         return f"{full}; try --micro_batch {smaller[0]}: {again}"
-    for micro in smaller:
+    without = " without --graph" if recorded else ""
+    for micro in [cfg.micro_batch, *smaller] if recorded else smaller:
         if _fits(cfg, micro, train):
-            return f"{full}; --micro_batch {micro} fits: {again}"
-    return f"{full} and no smaller one fits; add --checkpoint_activations true or take a smaller preset"
+            return f"{full}; --micro_batch {micro} fits{without}: {again}"
+    return f"{full} and no smaller one fits{without}; add --checkpoint_activations true or take a smaller preset"
 
 
 def _fits(cfg: Config, micro: int, train: Callable[[Config, Path], object]) -> bool:

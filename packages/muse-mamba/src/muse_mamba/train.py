@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with suppress(torch.OutOfMemoryError):  # its traceback, which holds the tensors, must go before others fit
             train(order.config, order.out, resume_run=order.resume)
             return 0
-        advice = fitting_batch(replace(order.config, graph=False), train)
-        fail(TRAINER.prog, advice + ("; leave out --graph then" if order.config.graph else ""), code=1)
+        plain = replace(order.config, graph=False)
+        fail(TRAINER.prog, fitting_batch(plain, train, recorded=order.config.graph), code=1)
     except ValueError as mistake:
         fail(TRAINER.prog, mistake)
     except (NonFiniteError, OSError) as trouble:

@@ -24,7 +24,7 @@ from .kernels_device_backward import bias_kernel, key_kernel, merge_kernel, pair
 
 FUSION = {"enable_fp_fusion": True}  # Triton's default until 3.9, which asks to say so
 KINDS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
-PRECISION = "tf32x3"  # of float32 products: as accurate as float32 itself, on tensor cores
+PRECISION = "tf32x3"  # of float32 products, on tensor cores: a few roundings of float32 (docs/gpu-check.md)
 ENOUGH_PROGRAMS = 1024  # of the gradient of the bias: about 8 on every multiprocessor of a large GPU
 # Queries and keys of a program, warps, stages and windows that share a bias, for heads of up to 64 in half precision
 FORWARD, QUERIES, KEYS, BIAS = (64, 32, 4, 2, 2), (64, 32, 4, 2, 2), (32, 64, 4, 2, 2), (64, 64, 4, 3, 1)
