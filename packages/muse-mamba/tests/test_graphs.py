@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from muse_mamba import train as trainer
 from muse_mamba.config import METHODS, model_preset
 from muse_mamba.graphs import EAGER_STEPS, DeviceStep, RecordedStep
 from muse_mamba.loss import token_loss
@@ -187,3 +188,28 @@ def test_every_replay_draws_anew(packed, tmp_path):
     step, batch = RecordedStep(run), next(forever(run))
     losses = [float(step(batch, 0.0, 0.0)[0]) for _ in range(EAGER_STEPS + 4)]
     assert len(set(losses[EAGER_STEPS:])) == 4
+
+
+def test_full_memory_names_what_fits_without_recording(monkeypatch, capsys, tmp_path):
+    """The trainer's advice on a full GPU: recordings take memory of their own, and a smaller micro-batch has none."""
+
+    def fits(cfg, out, **_):
+        if cfg.graph or cfg.micro_batch > most:
+            raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(trainer, "train", fits)
+    for most, said in ((2, "--micro_batch 2 fits without --graph"), (0, "no smaller one fits without --graph")):
+        run = [
+            "tiny",
+            "--graph",
+            "true",
+            "--micro_batch",
+            "2",
+            "--global_batch",
+            "2",
+            "--out",
+            str(tmp_path / str(most)),
+        ]
+        with pytest.raises(SystemExit, match="1"):
+            trainer.main(run)
+        assert said in capsys.readouterr().err
