@@ -212,9 +212,14 @@ def test_info(capsys):
 
 def test_benchmark(capsys, tmp_path):
     argv = ("benchmark", "--preset", "tiny", "--methods", "transformer,concat", "--lengths", "4,16", "--repeats", "1")
-    code, out, _ = run(capsys, *argv, "--steps", "2", "--batch", "1", "--device", "cpu", "--json")
+    plot = tmp_path / "times.png"
+    code, out, _ = run(capsys, *argv, "--steps", "2", "--batch", "1", "--device", "cpu", "--json", "--plot", str(plot))
     result = json.loads(out)
     assert code == 0
+    with Image.open(plot) as drawn:
+        assert drawn.width > 800
+    code, _, said = run(capsys, *argv, "--plot", str(plot))
+    assert (code, f"--plot: {plot} exists; add --overwrite" in said) == (2, True)
     assert [(row["method"], row["length"]) for row in result["rows"]] == [
         (method, length) for method in ("transformer", "concat") for length in (4, 16)
     ]

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from .arguments import at_least_one
+
+
+def refuse_files(options: BenchmarkOptions | EvaluateOptions, *names: str) -> None:
+    """Refuse files that exist, without --overwrite, and those in folders that do not."""
+    for name in names:
+        file: Path | None = getattr(options, name)
+        if file is not None and file.exists() and not options.overwrite:
+            raise ValueError(f"--{name}: {file} exists; add --overwrite, or choose another file")
+        if file is not None and not file.absolute().parent.is_dir():
+            raise ValueError(f"--{name}: {file.parent} is no folder; make it, or choose another file")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +69,8 @@ class BenchmarkOptions:
         precision: Of the arithmetic.
         graph: Replay recorded CUDA graphs, which leaves out what the host needs to start kernels. Only on a CUDA GPU.
         out: File for the JSON rows.
-        overwrite: Replace it.
+        plot: PNG with both times against the length; needs matplotlib.
+        overwrite: Replace both.
         json: Print JSON.
     """
 
@@ -72,12 +84,16 @@ class BenchmarkOptions:
     precision: Literal["no", "bf16"] = "no"
     graph: bool = False
     out: Path | None = None
+    plot: Path | None = None
     overwrite: bool = False
     json: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse numbers below 1."""
+        """Refuse numbers below 1, and files that exist."""
         at_least_one(self, "batch", "steps", "repeats")
+        refuse_files(self, "out", "plot")
+        if self.plot is not None and importlib.util.find_spec("matplotlib") is None:
+            raise ValueError("--plot: needs matplotlib; pip install matplotlib, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,12 +194,7 @@ class EvaluateOptions:
         for name in ("num", "prompts", "guidance", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name}: must be at least 0, got {getattr(self, name)}")
-        for name in ("out", "sheet"):
-            file = getattr(self, name)
-            if file is not None and file.exists() and not self.overwrite:
-                raise ValueError(f"--{name}: {file} exists; add --overwrite, or choose another file")
-            if file is not None and not file.absolute().parent.is_dir():
-                raise ValueError(f"--{name}: {file.parent} is no folder; make it, or choose another file")
+        refuse_files(self, "out", "sheet")
         for name in ("inception", "lpips"):
             file = getattr(self, name)
             if file is not None and not file.is_file():

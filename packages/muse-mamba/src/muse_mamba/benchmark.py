@@ -17,6 +17,7 @@ from .checks import nearest, refuse
 from .config import METHODS, ModelConfig, model_preset
 from .decoding import DecodeOptions, decode, decode_step, guided_logits
 from .devices import pick_device
+from .lengthplot import plot
 from .model import TokenModel
 
 TEXT = 16  # tokens of the text
@@ -24,8 +25,6 @@ TEXT = 16  # tokens of the text
 
 def benchmark_command(options: BenchmarkOptions) -> int:
     """Run `muse-mamba benchmark`."""
-    if options.out is not None and options.out.exists() and not options.overwrite:
-        raise ValueError(f"--out: {options.out} exists; add --overwrite, or choose another file")
     methods = _methods(options.methods)
     lengths = _lengths(options.lengths)
     device = pick_device(options.device)
@@ -41,6 +40,8 @@ def benchmark_command(options: BenchmarkOptions) -> int:
             if options.out is not None:  # what was measured stays when the machine is taken away
                 options.out.write_text(json.dumps(_result(rows, options, device), indent=1) + "\n")
     result = _result(rows, options, device)
+    if options.plot is not None:
+        plot(result, options.plot)
     if options.json:
         print(json.dumps(result, indent=2))
     else:
@@ -90,7 +91,8 @@ def measure(method: str, length: int, options: BenchmarkOptions, device: torch.d
     row: dict[str, Any] = {"method": method, "length": length}
     try:
         torch.manual_seed(0)
-        model = TokenModel(config).to(device)
+        with device:
+            model = TokenModel(config)
         row["parameters"] = sum(p.numel() for p in model.parameters())
         text = torch.randn(options.batch, TEXT, config.text_dim, device=device)
         mask = torch.ones(options.batch, TEXT, dtype=torch.bool, device=device)
