@@ -254,6 +254,19 @@ def test_existing_folder_needs_resume(run: Callable[..., Result], whole: Result)
     assert sorted(whole.out.rglob("*")) == before
 
 
+def test_a_configuration_that_cuts_the_network_is_refused(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The averaged weights are whole on every process, so a sharded run would fail later, in words of torch."""
+    from accelerate import Accelerator, DistributedType
+
+    monkeypatch.setattr(Accelerator, "distributed_type", property(lambda self: DistributedType.FSDP))
+    result = run(tmp_path / "run")
+    assert result.code == 2
+    assert "must keep the network whole on every process, got a configuration for FSDP; leave out" in result.text
+    assert not (tmp_path / "run").exists()
+
+
 def test_resume_refuses_another_run(run: Callable[..., Result], copy: Path) -> None:
     result = run(copy, "--resume", "--lr", "0.01")
     assert result.code == 2

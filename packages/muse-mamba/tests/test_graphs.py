@@ -144,7 +144,6 @@ def test_no_loss_waits_for_the_device(case):
     ("change", "said"),
     [
         ({"micro_batch": 2}, "got it with accumulation"),
-        ({"processes": 2, "micro_batch": 2}, "got it with several processes"),
         ({"compile": True, "precision": "fp16"}, "got it with fp16 and compile"),
         ({"checkpoint_activations": True}, "got it with checkpoint_activations"),
     ],

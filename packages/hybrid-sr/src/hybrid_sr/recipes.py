@@ -51,8 +51,8 @@ class TrainConfig:
         precision: "no" is float32; "bf16" and "fp16" are autocast.
         checkpoint_activations: Recompute activations in the backward pass to save memory.
         compile: Run the network through torch.compile.
-        graph: Record forward and backward as CUDA graphs and replay them, for one process without accumulation. Starts
-            faster than `compile` and leaves the host next to nothing to do.
+        graph: Record forward and backward as CUDA graphs and replay them, without accumulation. Starts faster than
+            `compile` and leaves the host next to nothing to do.
         seed: Of the initial weights and of every crop.
         workers: Loader processes; 0 loads in the main one. The crops do not depend on it. Of a stream: threads.
         log_every: Steps between rows of metrics.jsonl; the host waits for the device only then.
@@ -119,10 +119,10 @@ class TrainConfig:
                 f"{self.processes} = {per_pass}, got {self.global_batch}; change one of the three"
             )
 
-        if self.graph and (self.compile or self.checkpoint_activations or self.processes > 1 or self.micro_steps > 1):
+        if self.graph and (self.compile or self.checkpoint_activations or self.micro_steps > 1):
             raise ValueError(
-                "TrainConfig: graph must be off with compile, checkpoint_activations, several processes or "
-                "accumulation, got both; leave out one of them"
+                "TrainConfig: graph must be off with compile, checkpoint_activations or accumulation, got both; "
+                "leave out one of them"
             )
 
     @property

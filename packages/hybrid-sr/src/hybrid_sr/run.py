@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from .checkpoint import Progress, check_folder, check_space, open_folder, resume
 from .data import Source, open_source
+from .exchange import Exchange
 from .graphs import record
 from .guard import FiniteGuard
 from .model import HybridSR
@@ -36,6 +37,7 @@ class Run:
         followed: Those of `network`, in the same order.
         optimizer: Fused AdamW.
         guard: Keeps steps that are not finite from being applied.
+        exchange: Averages the gradients of recorded passes over the processes.
         source: Where the crops come from.
         shown: Validation photos; only the main process has them.
         progress: How far it is.
@@ -50,6 +52,7 @@ class Run:
     followed: list[Tensor]
     optimizer: torch.optim.Optimizer
     guard: FiniteGuard
+    exchange: Exchange
     source: Source
     shown: list[Pair]
     progress: Progress
@@ -87,7 +90,10 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
     guard = FiniteGuard(accelerator, optimizer)
     if cfg.graph:
         record(plain, cfg, accelerator.device)
-    network, wrapped = accelerator.prepare(plain, optimizer)
+    network = accelerator.prepare_model(
+        plain, evaluation_mode=cfg.graph
+    )  # recorded steps exchange gradients themselves
+    wrapped = accelerator.prepare_optimizer(optimizer)
     accelerator.register_for_checkpointing(average)
     accelerator.wait_for_everyone()
     return Run(
@@ -100,6 +106,7 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
         followed=tensors(plain),
         optimizer=wrapped,
         guard=guard,
+        exchange=Exchange(plain.parameters(), cfg.processes if cfg.graph else 1),
         source=source,
         shown=shown if main else [],
         progress=resume(accelerator, out) if resume_run else Progress(),
@@ -115,10 +122,20 @@ def join_processes(cfg: TrainConfig) -> Accelerator:
     """Find the device and the other processes.
 
     Raises:
-        ValueError: There are more or fewer processes than the run is meant for, or the device lacks the precision.
+        ValueError: The network would be cut over the processes, these are more or fewer than the run is meant for,
+            or the device lacks the precision.
     """
     plugin = GradientAccumulationPlugin(num_steps=cfg.micro_steps, sync_with_dataloader=False)
-    accelerator = Accelerator(mixed_precision=cfg.precision, gradient_accumulation_plugin=plugin)
+    # buffers are constants, or running statistics of which the main process's are kept: nothing to broadcast
+    wrapper = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    accelerator = Accelerator(
+        mixed_precision=cfg.precision, gradient_accumulation_plugin=plugin, kwargs_handlers=[wrapper]
+    )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ValueError(
+            "train: accelerate must keep the network whole on every process, got a configuration for "
+            f"{accelerator.distributed_type.value}; leave out --config_file and --use_fsdp"
+        )
     if accelerator.num_processes != cfg.processes:
         raise ValueError(
             f"train: --processes must be the number of processes, {accelerator.num_processes}, got {cfg.processes}; "

@@ -121,6 +121,9 @@ def take_step(run: Run, batches: Iterator[Batch]) -> tuple[Tensor, Tensor]:
         with accelerator.accumulate(run.network):
             loss = pixel_loss(cfg.loss, run.network(batch["lr"]), batch["hr"])
             accelerator.backward(loss)
+            run.exchange.gather(loss)
+            run.exchange.average()
+            loss = run.exchange.spread()
             mean += loss.detach() / cfg.micro_steps
             if accelerator.sync_gradients:
                 norm = cast("Tensor", accelerator.clip_grad_norm_(run.network.parameters(), cfg.clip or math.inf))

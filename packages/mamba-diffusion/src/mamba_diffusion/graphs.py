@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from .exchange import Exchange
+
 if TYPE_CHECKING:
     from .data import Batch
     from .run import Run
@@ -22,9 +24,9 @@ StepShape = tuple[int, int, int, int]  # fields, sensors, queries, anchors
 
 
 class Recording(NamedTuple):
-    """A graph, and where it leaves loss and gradient norm."""
+    """The graphs of a step (of several processes two, with a message between them), and its loss and gradient norm."""
 
-    graph: torch.cuda.CUDAGraph
+    graphs: list[torch.cuda.CUDAGraph]
     results: tuple[Tensor, Tensor]
 
 
@@ -39,7 +41,7 @@ def check_device(device: torch.device) -> None:
 
 
 class RecordedStep:
-    """A training step of one process without accumulation: the same as the loop's, with nothing left to the host.
+    """A training step without accumulation: the same as the loop's, with next to nothing left to the host.
 
     A shape is met the first time as it is, which compiles its kernels, and recorded the second time. All recordings
     share their memory: none needs what another left in it.
@@ -70,8 +72,11 @@ class RecordedStep:
         if shape not in self.recordings and shape in self.met and self.eager >= EAGER_STEPS:
             self.recordings[shape] = self._record()
         if shape in self.recordings:
-            graph, results = self.recordings[shape]
-            graph.replay()
+            graphs, results = self.recordings[shape]
+            graphs[0].replay()
+            if len(graphs) > 1:
+                self.step_on_device.exchange.average()
+                graphs[1].replay()
             return results
         self.met.add(shape)
         self.eager += 1
@@ -86,11 +91,16 @@ class RecordedStep:
         for group in self.step_on_device.run.optimizer.param_groups:
             group["capturable"] = True
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        # "thread_local": the loader's thread may page-lock memory meanwhile
-        with torch.cuda.graph(graph, pool=self.memory, stream=self.stream, capture_error_mode="thread_local"):
-            results = self.step_on_device.make()
-        return Recording(graph, results)
+        step = self.step_on_device
+        graphs, results = [], None
+        # the message between processes is no part of a recording: they need not record at the same time
+        for part in [step.make] if step.exchange.processes == 1 else [step.gradients, step.apply]:
+            graphs.append(torch.cuda.CUDAGraph())
+            # "thread_local": the loader's thread may page-lock memory meanwhile
+            with torch.cuda.graph(graphs[-1], pool=self.memory, stream=self.stream, capture_error_mode="thread_local"):
+                results = part()
+        assert results is not None
+        return Recording(graphs, results)
 
 
 class DeviceStep:
@@ -106,6 +116,7 @@ class DeviceStep:
         self.number = torch.zeros((), dtype=torch.int64, device=device)
         self.lr = torch.zeros((), device=device)
         self.share = torch.zeros((), device=device)  # of the new weights in the average
+        self.exchange = Exchange(run.network.parameters(), run.accelerator.num_processes)
         self.batches: dict[StepShape, Batch] = {}  # tensors of every shape, filled anew
         self.batch: Batch = {}
         for group in run.optimizer.param_groups:
@@ -128,19 +139,31 @@ class DeviceStep:
 
     def make(self) -> tuple[Tensor, Tensor]:
         """Make the step."""
+        self.gradients()
+        self.exchange.average()
+        return self.apply()
+
+    def gradients(self) -> None:
+        """Make this process's gradients."""
         from .train import loss_of
 
         run = self.run
         self.forget_gradients()
         loss = loss_of(run, self.batch)
         run.accelerator.backward(loss)
+        self.exchange.gather(loss)
+
+    def apply(self) -> tuple[Tensor, Tensor]:
+        """Change the weights by the mean gradient; return loss and gradient norm, the same on every process."""
+        run = self.run
+        loss = self.exchange.spread()
         norm = torch.nn.utils.clip_grad_norm_(run.network.parameters(), run.cfg.clip or torch.inf)
         run.guard.check(self.number, loss, norm)
         run.optimizer.step()
         change = torch._foreach_sub(run.followed, run.averaged)  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_mul_(change, self.share)  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_add_(run.averaged, change)  # pyright: ignore[reportPrivateImportUsage]
-        return loss.detach(), norm
+        return loss, norm
 
     def forget_gradients(self) -> None:
         """Let the backward pass set gradients instead of adding to them."""

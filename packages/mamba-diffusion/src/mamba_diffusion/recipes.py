@@ -56,8 +56,8 @@ class TrainConfig:
         checkpoint_activations: Recompute activations in the backward pass to save memory.
         compile: Run the network through torch.compile.
         graph: Record whole steps as CUDA graphs, one for every number of sensors, queries and anchors, and replay
-            them, for one process without accumulation: where the host cannot start kernels as fast as the GPU runs
-            them, several times as fast.
+            them, without accumulation: where the host cannot start kernels as fast as the GPU runs them, several
+            times as fast.
         seed: Of the initial weights and of every field, point, time and noise.
         workers: Loader processes; 0 loads in the main one. What is trained on does not depend on it.
         log_every: Steps between rows of metrics.jsonl; the host waits for the device only then.
@@ -128,10 +128,10 @@ class TrainConfig:
                 f"{self.processes} = {per_pass}, got {self.global_batch}; change one of the three"
             )
         recordable = self.precision != "fp16" and not (self.compile or self.checkpoint_activations)
-        if self.graph and not (recordable and self.processes == self.micro_steps == 1):
+        if self.graph and not (recordable and self.micro_steps == 1):
             raise ValueError(
-                "TrainConfig: graph must be off with several processes, accumulation, fp16, compile or "
-                "checkpoint_activations, got both; leave out one of them"
+                "TrainConfig: graph must be off with accumulation, fp16, compile or checkpoint_activations, "
+                "got both; leave out one of them"
             )
 
     def _check_points(self) -> None:

@@ -9,7 +9,7 @@ from typing import cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, GradientAccumulationPlugin
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -100,7 +100,10 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
         plain.parameters(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True
     )
     guard = FiniteGuard(accelerator, optimizer)
-    network, wrapped = accelerator.prepare(plain, optimizer)
+    network = accelerator.prepare_model(
+        plain, evaluation_mode=cfg.graph
+    )  # recorded steps exchange gradients themselves
+    wrapped = accelerator.prepare_optimizer(optimizer)
     accelerator.register_for_checkpointing(average)
     accelerator.wait_for_everyone()
     return Run(
@@ -129,10 +132,20 @@ def join_processes(cfg: TrainConfig) -> Accelerator:
     """Find the device and the other processes.
 
     Raises:
-        ValueError: There are more or fewer processes than the run is meant for, or the device lacks the precision.
+        ValueError: The network would be cut over the processes, these are more or fewer than the run is meant for,
+            or the device lacks the precision.
     """
     plugin = GradientAccumulationPlugin(num_steps=cfg.micro_steps, sync_with_dataloader=False)
-    accelerator = Accelerator(mixed_precision=cfg.precision, gradient_accumulation_plugin=plugin)
+    # buffers are constants, or running statistics of which the main process's are kept: nothing to broadcast
+    wrapper = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    accelerator = Accelerator(
+        mixed_precision=cfg.precision, gradient_accumulation_plugin=plugin, kwargs_handlers=[wrapper]
+    )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ValueError(
+            "train: accelerate must keep the network whole on every process, got a configuration for "
+            f"{accelerator.distributed_type.value}; leave out --config_file and --use_fsdp"
+        )
     if accelerator.num_processes != cfg.processes:
         raise ValueError(
             f"train: --processes must be the number of processes, {accelerator.num_processes}, got {cfg.processes}; "

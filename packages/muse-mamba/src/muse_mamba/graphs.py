@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .checks import refuse
+from .exchange import Exchange
 from .loss import token_loss
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ EAGER_STEPS = 3  # before the recording: kernels are compiled, moments and buffe
 
 
 class RecordedStep:
-    """A training step of one process without accumulation: the same as the loop's, with nothing left to the host.
+    """A training step without accumulation: the same as the loop's, with next to nothing left to the host.
 
     Args:
         run: Prepared, and resumed if it is resumed.
@@ -39,18 +40,20 @@ class RecordedStep:
             raise ValueError(f"train: --graph must have a CUDA GPU, got {device.type}; leave it out here")
         self.step_on_device = DeviceStep(run)
         self.stream = torch.cuda.Stream(device)
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.graphs: list[torch.cuda.CUDAGraph] = []
         self.results: tuple[Tensor, Tensor] | None = None
         self.eager = 0
 
     def __call__(self, batch: Batch, lr: float, ema: float) -> tuple[Tensor, Tensor]:
         """Make one optimizer step and let the average follow; return loss and gradient norm, on the device."""
         self.step_on_device.set(batch, lr, ema)
-        if self.graph is None and self.eager == EAGER_STEPS:
+        if not self.graphs and self.eager == EAGER_STEPS:
             self._record()
-        if self.graph is not None:
-            self.graph.replay()
-            assert self.results is not None
+        if self.results is not None:
+            self.graphs[0].replay()
+            if len(self.graphs) > 1:
+                self.step_on_device.exchange.average()
+                self.graphs[1].replay()
             return self.results
         self.eager += 1
         self.stream.wait_stream(torch.cuda.current_stream())
@@ -64,10 +67,14 @@ class RecordedStep:
         for group in self.step_on_device.run.optimizer.param_groups:
             group["capturable"] = True
         torch.cuda.synchronize()
-        self.graph = torch.cuda.CUDAGraph()
-        # "thread_local": the loader's thread may page-lock memory meanwhile
-        with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
-            self.results = self.step_on_device.make()
+        step = self.step_on_device
+        # the message between processes is no part of a recording: they need not record at the same time
+        for part in [step.make] if step.exchange.processes == 1 else [step.gradients, step.apply]:
+            graph = torch.cuda.CUDAGraph()
+            # "thread_local": the loader's thread may page-lock memory meanwhile
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+                self.results = part()
+            self.graphs.append(graph)
 
 
 class DeviceStep:
@@ -83,6 +90,7 @@ class DeviceStep:
         self.number = torch.zeros((), dtype=torch.int64, device=device)
         self.lr = torch.zeros((), device=device)
         self.share = torch.zeros((), device=device)  # of the new weights in the average
+        self.exchange = Exchange(run.network.parameters(), run.accelerator.num_processes)
         self.batch: Batch = {}
         for group in run.optimizer.param_groups:
             group["lr"] = self.lr
@@ -106,18 +114,30 @@ class DeviceStep:
 
     def make(self) -> tuple[Tensor, Tensor]:
         """Make the step."""
+        self.gradients()
+        self.exchange.average()
+        return self.apply()
+
+    def gradients(self) -> None:
+        """Make this process's gradients."""
         run = self.run
         self.forget_gradients()
         with run.accelerator.autocast():  # begins and ends in the recording, so that no cast weight outlives it
             loss = token_loss(run.network, run.plain, self.batch, run.cfg)
         run.accelerator.backward(loss)
+        self.exchange.gather(loss)
+
+    def apply(self) -> tuple[Tensor, Tensor]:
+        """Change the weights by the mean gradient; return loss and gradient norm, the same on every process."""
+        run = self.run
+        loss = self.exchange.spread()
         norm = torch.nn.utils.clip_grad_norm_(run.network.parameters(), run.cfg.clip or math.inf)
         run.guard.check(self.number, loss, norm)
         run.optimizer.step()
         change = torch._foreach_sub(run.followed, run.averaged)  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_mul_(change, self.share)  # pyright: ignore[reportPrivateImportUsage]
         torch._foreach_add_(run.averaged, change)  # pyright: ignore[reportPrivateImportUsage]
-        return loss.detach(), norm
+        return loss, norm
 
     def forget_gradients(self) -> None:
         """Let the backward pass set gradients instead of adding to them."""

@@ -31,8 +31,8 @@ class TrainConfig(RunConfig):
         critic_weight: Of the critic's loss.
         layer_critic_weight: Of the mean loss of the critics of layer-critic.
         early_weight: Of the mean loss of the early predictions of layer-critic.
-        graph: Record a whole step as a CUDA graph and replay it, for one process without accumulation: where the host
-            cannot start kernels as fast as the GPU runs them, several times as fast.
+        graph: Record a whole step as a CUDA graph and replay it, without accumulation: where the host cannot start
+            kernels as fast as the GPU runs them, several times as fast.
     """
 
     model: ModelConfig
@@ -61,7 +61,6 @@ class TrainConfig(RunConfig):
         for name in ("shift", "critic_weight", "layer_critic_weight", "early_weight"):
             check(self, name, "at least 0", getattr(self, name) >= 0)
         against = {
-            "several processes": self.processes > 1,
             "accumulation": self.micro_steps > 1,
             "fp16": self.precision == "fp16",
             "compile": self.compile,
@@ -69,7 +68,7 @@ class TrainConfig(RunConfig):
         }
         found = [name for name, on in against.items() if on]
         if self.graph and found:
-            wanted = "off with several processes, accumulation, fp16, compile or checkpoint_activations"
+            wanted = "off with accumulation, fp16, compile or checkpoint_activations"
             refuse("TrainConfig", "graph", wanted, f"it with {' and '.join(found)}", "leave out one of them")
 
 

@@ -101,7 +101,10 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
         plain.compile()
     optimizer = adamw(plain, cfg)
     guard = FiniteGuard(accelerator, optimizer)
-    network, wrapped = accelerator.prepare(plain, optimizer)
+    network = accelerator.prepare_model(
+        plain, evaluation_mode=cfg.graph
+    )  # recorded steps exchange gradients themselves
+    wrapped = accelerator.prepare_optimizer(optimizer)
     accelerator.register_for_checkpointing(average)
     accelerator.wait_for_everyone()
     return Run(

@@ -23,11 +23,19 @@ def join_processes(cfg: RunConfig, module: str) -> Accelerator:
     """Find the device and the other processes.
 
     Raises:
-        ValueError: There are more or fewer processes than the run is meant for.
+        ValueError: The network would be cut over the processes, or there are more or fewer than the run is meant for.
     """
     from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
-    accelerator = Accelerator(mixed_precision=cfg.precision)
+    # buffers are constants, or summed over the processes where they change: nothing to broadcast
+    wrapper = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    accelerator = Accelerator(mixed_precision=cfg.precision, kwargs_handlers=[wrapper])
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ValueError(
+            "train: accelerate must keep the network whole on every process, got a configuration for "
+            f"{accelerator.distributed_type.value}; leave out --config_file and --use_fsdp"
+        )
     if accelerator.num_processes != cfg.processes:
         raise ValueError(
             f"train: --processes must be the number of processes, {accelerator.num_processes}, got {cfg.processes}; "

@@ -32,10 +32,10 @@ def fitting_batch(cfg: TrainConfig, train: Callable[[TrainConfig, Path], object]
     again = "start again in a new folder; the steps stay the same, their gradients are accumulated"
     divides = [2**n for n in range(cfg.micro_batch.bit_length()) if cfg.global_batch % (2**n * cfg.processes) == 0]
     smaller = [micro for micro in reversed(divides) if micro < cfg.micro_batch]  # powers of two: a few tries
-    if cfg.processes > 1 and smaller:
-        return f"{full}; try --micro_batch {smaller[0]}: {again}"
-    recorded = cfg.processes == 1 and cfg.graph  # recordings take memory of their own, and do not accumulate
+    recorded = cfg.graph  # recordings take memory of their own, and do not accumulate
     without = " without --graph" if recorded else ""
+    if cfg.processes > 1 and smaller:
+        return f"{full}; try --micro_batch {smaller[0]}{without}: {again}"
     for micro in [cfg.micro_batch, *smaller] if recorded else smaller:
         if _fits(cfg, micro, train):
             return f"{full}; --micro_batch {micro} fits{without}: {again}"

@@ -71,8 +71,8 @@ class TrainConfig:
         precision: "no" is float32; "bf16" and "fp16" are autocast.
         checkpoint_activations: Recompute activations in the backward pass to save memory.
         compile: Run the network through torch.compile.
-        graph: Record a whole step as a CUDA graph and replay it, for one process without accumulation: where the host
-            cannot start kernels as fast as the GPU runs them, several times as fast.
+        graph: Record a whole step as a CUDA graph and replay it, without accumulation: where the host cannot start
+            kernels as fast as the GPU runs them, several times as fast.
         seed: Of the initial weights and of every picture.
         workers: Loader processes; 0 loads in the main one. The pictures do not depend on it. A stream always has one.
         ahead: Folder with pictures that `vim_compress.ahead` made for this run, which spares the loader their making;
@@ -166,10 +166,10 @@ class TrainConfig:
 
         graphed = self.optimizer == "adamw" and self.precision != "fp16"
         graphed = graphed and not (self.checkpoint_activations or self.mesa)
-        if self.graph and not (graphed and self.processes == self.micro_steps == 1):
+        if self.graph and not (graphed and self.micro_steps == 1):
             raise ValueError(
-                "TrainConfig: graph must be off with several processes, accumulation, lamb, fp16, mesa or "
-                "checkpoint_activations, got both; leave out one of them"
+                "TrainConfig: graph must be off with accumulation, lamb, fp16, mesa or checkpoint_activations, "
+                "got both; leave out one of them"
             )
 
     @property
