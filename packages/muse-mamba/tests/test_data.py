@@ -45,6 +45,24 @@ def test_captions_from_csv(pictures, tmp_path):
         in_folder(tmp_path)
 
 
+def test_folders_named_after_splits(pictures, tmp_path):
+    """Only beside a folder called train: elsewhere these are names like any other."""
+    for name in ("validation/a.png", "test/b.png", "other/c.png"):
+        (tmp_path / name).parent.mkdir()
+        shutil.copy(pictures / "bar.png", tmp_path / name)
+    assert {p.split for p in in_folder(tmp_path)} == {"train"}
+    (tmp_path / "train").mkdir()
+    shutil.copy(pictures / "bar.png", tmp_path / "train" / "test.png")
+    assert {p.name: p.split for p in in_folder(tmp_path)} == {
+        "other/c.png": "train",
+        "test/b.png": "held-out",
+        "train/test.png": "train",
+        "validation/a.png": "validation",
+    }
+    found = open_collection(str(tmp_path), size=None, captioned=False, verbose=False)
+    assert [len(part) for part in (found.train, found.validation, found.other)] == [2, 1, 1]
+
+
 def test_captions_and_splits():
     assert captions_of(("apple", "fruit", "pome")) == ("apple", "an apple", "fruit")
     splits = [split_of(f"concept {n}") for n in range(4000)]

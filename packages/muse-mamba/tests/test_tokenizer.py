@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from muse_mamba.tokenizer import Discriminator, TokenizerConfig, VQTokenizer, tokenizer_preset
+from muse_mamba.tokenizer import Discriminator, TokenizerConfig, VQTokenizer, tokenizer_preset, validation
 from muse_mamba.tokenizer.quantize import EmaQuantizer, LookupFreeQuantizer, usage
 from muse_mamba.tokenizer.recipes import recipe
+from muse_mamba.tokenizer.validation import reconstruct
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,19 @@ def test_any_multiple_of_the_factor(network, height, width):
     assert made.max() <= 1
     with torch.no_grad():
         torch.testing.assert_close(network(pictures).pictures.clamp(0, 1), made, rtol=1e-4, atol=1e-5)
+
+
+def test_pictures_are_measured_in_parts_that_fit(network, monkeypatch):
+    """A part is a number of pixels, so that large pictures take no more memory than small ones."""
+    pictures = torch.randint(256, (5, 3, 16, 16), dtype=torch.uint8)
+    whole = reconstruct(network, pictures, torch.device("cpu"))
+    sizes = []
+    monkeypatch.setattr(validation, "PIXELS", 2 * 16 * 16)
+    monkeypatch.setattr(validation, "to_pictures", lambda part, device: sizes.append(len(part)) or part.float() / 255)
+    parts = reconstruct(network, pictures, torch.device("cpu"))
+    assert sizes == [2, 2, 1]
+    assert torch.equal(whole[1], parts[1])
+    assert (whole[0].int() - parts[0].int()).abs().max() <= 1
 
 
 def test_bad_input_is_named(network):

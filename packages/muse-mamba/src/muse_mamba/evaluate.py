@@ -32,6 +32,7 @@ from .weights import find_judge, find_model, find_tokenizer
 
 BATCH = 32  # pictures decoded at a time
 SHOWN, SHEET_ROWS, MOST_DRAWN = 8, 16, 4  # pictures and captions on sheets
+WIDEST = 2048  # pixels of a sheet of reconstructions, if it is not of two pictures only
 
 
 def evaluate_command(options: EvaluateOptions) -> int:
@@ -118,7 +119,8 @@ def evaluate_tokenizer(
             rows[-1] |= lpips(a, b, options.lpips, device)
         if options.sheet is not None:
             file = options.sheet if len(sizes) == 1 else options.sheet.with_stem(f"{options.sheet.stem}-{size}")
-            pair_sheet(a[:SHOWN], b[:SHOWN], file)
+            shown = min(SHOWN, max(2, WIDEST // size))
+            pair_sheet(a[:shown], b[:shown], file)
     return {"kind": "tokenizer", "rows": rows}
 
 

@@ -26,6 +26,7 @@ Kind = Literal["file", "svg", "glyph"]
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".gif"})
 CAPTION_FILES = ("metadata.jsonl", "metadata.csv")
+FOLDERS: dict[str, Split] = {"validation": "validation", "test": "held-out"}
 SKIN_TONES = tuple(chr(c) for c in range(0x1F3FB, 0x1F400))
 NOTO_FONT = "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 STAMPS = "usr/share/tuxpaint/stamps"
@@ -282,7 +283,8 @@ def stamps(root: Path) -> list[Picture]:
 def in_folder(folder: Path) -> list[Picture]:
     """List the images of a folder and the folders in it, with captions of its metadata.jsonl or metadata.csv.
 
-    Pictures without a caption, and captions without a picture, are counted and named on stderr.
+    Where one of the folders in it is called train, those called validation and test are the other splits. Pictures
+    without a caption, and captions without a picture, are counted and named on stderr.
 
     Raises:
         ValueError: No folder, no images, or a caption file that cannot be read.
@@ -294,11 +296,14 @@ def in_folder(folder: Path) -> list[Picture]:
         wanted = ", ".join(sorted(IMAGE_SUFFIXES))
         raise ValueError(f"data: {folder} holds no image; looked for {wanted} in it and in the folders below")
     captions = read_captions(folder)
+    splits = FOLDERS if (folder / "train").is_dir() else {}
     pictures = []
     for file in files:
-        name = str(file.relative_to(folder))
+        place = file.relative_to(folder)
+        name, split = str(place), splits.get(place.parts[0], "train")
         texts = captions.get(name, ())
-        pictures.append(Picture(name=name, captions=texts, concept=texts[0] if texts else name, path=file))
+        concept = texts[0] if texts else name
+        pictures.append(Picture(name=name, captions=texts, concept=concept, split=split, path=file))
     if captions:
         there = {picture.name for picture in pictures}
         _tell("captions without a picture", [name for name in captions if name not in there], len(captions))

@@ -15,7 +15,7 @@ from ..packed import Pictured
 from .network import VQTokenizer
 from .quantize import usage
 
-BATCH = 32
+PIXELS = 32 * 256**2  # at a time
 DRAWN = 8  # pictures
 
 
@@ -23,7 +23,7 @@ DRAWN = 8  # pictures
 def reconstruct(network: VQTokenizer, pictures: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return what becomes of (n, 3, H, W) uint8 pictures: the same in uint8 on the CPU, and the ids (n, h, w)."""
     made, ids = [], []
-    for part in pictures.split(BATCH):
+    for part in pictures.split(max(1, PIXELS // pictures[0, 0].numel())):
         found = network.encode(to_pictures(part, device))
         made.append((network.decode(found) * 255).round().to(torch.uint8).cpu())
         ids.append(found.cpu())
