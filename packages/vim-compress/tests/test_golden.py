@@ -6,6 +6,7 @@ from vim_compress.config import MambaVisionConfig, VimConfig
 from vim_compress.hybrid import ScanMixer
 from vim_compress.mambavision import MambaVision
 from vim_compress.mixer import VimMixer
+from vim_compress.saved import freeze
 from vim_compress.vim import VisionMamba, resize_positions
 
 
@@ -69,6 +70,8 @@ def test_whole_vim(golden, name):
     close(model.forward_head(model.forward_features(x), pre_logits=True), case.tensors["output.features"])
     logits = model(x)
     close(logits, case.tensors["output.logits"])
+    with torch.no_grad():
+        close(freeze(model)(x), case.tensors["output.logits"])
     check_gradients(model, case, logits, case.tensors["grad.output.logits"])
 
 

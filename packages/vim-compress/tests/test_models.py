@@ -368,6 +368,30 @@ def test_half_precision_keeps_the_recurrence_in_single(model):
     assert (low.float() - truth).abs().max() < 0.1 * truth.abs().max() + 0.05
 
 
+def test_what_is_frozen_is_used_for_inference_only_and_forgotten_with_the_weights():
+    from vim_compress.mixer import VimMixer
+    from vim_compress.saved import freeze
+
+    def derived(mixer):
+        return bool(mixer._frozen)
+
+    torch.manual_seed(0)
+    mixer = VimMixer(16, inner=32, states=(4, 6), rank=3).double().eval()
+    x = torch.randn(2, 9, 16, dtype=torch.float64)
+    truth = mixer(x)
+    freeze(mixer)
+    saved = mixer.state_dict()
+    torch.nn.init.zeros_(mixer.x_proj.weight)
+    with torch.no_grad():
+        assert torch.allclose(mixer(x), truth, rtol=1e-9), "derived before the weight changed"
+    assert not torch.allclose(mixer(x), truth, rtol=1e-6), "gradients want the weights themselves"
+    for undo in (mixer.train, mixer.float, lambda: mixer.load_state_dict(saved)):
+        assert derived(freeze(mixer))
+        undo()
+        assert not derived(mixer)
+    assert derived(freeze(mixer).eval())
+
+
 def test_importing_the_package_registers_nothing_and_is_light():
     code = "import sys, vim_compress, vim_compress.config, vim_compress.presets; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

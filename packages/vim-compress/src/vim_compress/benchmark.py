@@ -59,7 +59,7 @@ def runner(model: nn.Module, precision: str, *, compiled: bool, graph: bool, x: 
         graph: Record a CUDA graph once and replay it, which takes the host out of the time. Only on CUDA.
         x: Pictures.
     """
-    from .saved import keep_single
+    from .saved import freeze, keep_single
 
     if precision != "fp32":
         if hasattr(model, "config"):
@@ -70,6 +70,7 @@ def runner(model: nn.Module, precision: str, *, compiled: bool, graph: bool, x: 
     if x.device.type == "cuda":  # what convolutions on tensor cores want
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         x = x.contiguous(memory_format=torch.channels_last)
+    freeze(model)
     call: Callable[[Tensor], Tensor] = torch.compile(model) if compiled else model
 
     def plain() -> Tensor:

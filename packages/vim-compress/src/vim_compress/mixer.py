@@ -6,7 +6,9 @@ B batch, L tokens, C channels of the residual stream, E inner channels, N states
 from __future__ import annotations
 
 import math
-from typing import cast
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Self, cast
 
 import torch
 from ssm_kernels import depthwise_conv1d, selective_scan, selective_scan_bidirectional
@@ -18,6 +20,16 @@ from .squeeze import SqueezeTokens
 
 FIRST_STEPS = 1e-3, 0.1  # log-uniform
 LEAST_STEP = 1e-4
+ALIGNED = 8  # half-precision numbers in 16 bytes
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What one direction derives from its weights: x_proj's and dt_proj's with the rank padded, and A."""
+
+    x_weight: Tensor
+    dt_weight: Tensor
+    A: Tensor
 
 
 class VimMixer(nn.Module):
@@ -89,6 +101,7 @@ class VimMixer(nn.Module):
         self.out_proj = nn.Linear(inner, dim, bias=bias)
         self.register_parameter("gamma", nn.Parameter(torch.ones(dim)) if layer_scale else None)
         self.register_parameter("gate", nn.Parameter(torch.ones(inner)) if gates else None)
+        self._frozen: dict[str, Derived] = {}
         self.se_inner = SqueezeTokens(inner, se_ratio) if se == "inner" else None
         self.se_output = SqueezeTokens(dim, se_ratio) if se == "output" else None
 
@@ -133,21 +146,55 @@ class VimMixer(nn.Module):
         else:
             assert grid is not None
             x = F.silu(convolve_grid(self.get_submodule(f"conv2d{suffix}"), inner, grid))
-        x_proj, dt_proj = self.get_submodule(f"x_proj{suffix}"), self.get_submodule(f"dt_proj{suffix}")
-        dt_weight, dt_bias = cast(Tensor, dt_proj.weight), cast(Tensor, dt_proj.bias)
-        rank = dt_weight.shape[1]
         state = self.states[1 if suffix else 0]
-        low, B, C = x_proj(x).split([rank, state, state], -1)
-        log = self.get_parameter("A_b_log" if suffix else "A_log")
-        return (
-            x,
-            F.linear(low, dt_weight),
-            -wide(log).exp(),
-            B,
-            C,
-            wide(self.get_parameter(f"D{suffix}")),
-            wide(dt_bias),
-        )
+        D, bias = self.get_parameter(f"D{suffix}"), self.get_submodule(f"dt_proj{suffix}").bias
+        frozen = None if torch.is_grad_enabled() else self._frozen.get(suffix)
+        if frozen is not None:
+            made, dt_weight, A = F.linear(x, frozen.x_weight), frozen.dt_weight, frozen.A
+        else:
+            dt_weight = cast(Tensor, self.get_submodule(f"dt_proj{suffix}").weight)
+            made, A = self.get_submodule(f"x_proj{suffix}")(x), self._rates(suffix)
+        low, B, C = made.split([dt_weight.shape[1], state, state], -1)
+        return x, F.linear(low, dt_weight), A, B, C, wide(D), wide(cast(Tensor, bias))
+
+    def _rates(self, suffix: str) -> Tensor:
+        return -wide(self.get_parameter("A_b_log" if suffix else "A_log")).exp()
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Derive once what every call derives from the weights, for inference with weights that stay as they are.
+
+        The rank is padded with zeros, so that rows of x_proj's output, and B and C in them, begin where loads of 16
+        bytes can; the numbers are the same. Calls that record gradients do not use it; training mode, moving or casting
+        the network, and loading weights undo it.
+        """
+        for suffix, state in zip(("", "_b"), self.states, strict=True):
+            if state:
+                x_weight = self.get_submodule(f"x_proj{suffix}").weight
+                dt_weight = cast(Tensor, self.get_submodule(f"dt_proj{suffix}").weight)
+                more = -dt_weight.shape[1] % ALIGNED
+                low, rest = cast(Tensor, x_weight).tensor_split([dt_weight.shape[1]])
+                x_weight = torch.cat([F.pad(low, (0, 0, 0, more)), rest])
+                A = self._rates(suffix).mT.contiguous().mT  # as the scan reads it
+                self._frozen[suffix] = Derived(x_weight, F.pad(dt_weight, (0, more)), A)
+
+    def melt(self) -> None:
+        """Undo `freeze`."""
+        self._frozen.clear()
+
+    def train(self, mode: bool = True) -> Self:
+        """As in PyTorch; training undoes `freeze`."""
+        if mode:
+            self.melt()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.melt()  # the network is moved or cast
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.melt()
+        super()._load_from_state_dict(*args, **kwargs)
 
 
 def convolve_grid(conv: nn.Module, tokens: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from .checks import refuse
+from .mixer import VimMixer
 
 Kind = Literal["int8-weights", "int8", "fp8", "2:4"]
 LAYERS = ("in_proj", "out_proj", "x_proj", "x_proj_b", "qkv", "proj", "fc1", "fc2")
@@ -41,6 +42,9 @@ def quantize(model: nn.Module, kind: Kind) -> int:
     device = next(model.parameters()).device
     if kind in ("fp8", "2:4") and device.type != "cuda":
         refuse("quantize", "device", f"a CUDA GPU for kind={kind!r}", str(device), "use int8-weights or int8 here")
+    for module in model.modules():
+        if isinstance(module, VimMixer):
+            module.melt()  # what was derived from the weights before
     if kind == "2:4":
         return _make_sparse(model)
     try:

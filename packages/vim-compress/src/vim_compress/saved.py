@@ -100,3 +100,17 @@ def keep_single(model: nn.Module, dtype: torch.dtype) -> nn.Module:
         if name in ("cls_token", "pos_embed"):
             parameter.data = parameter.data.to(dtype)
     return model
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """Let a Vim derive once, and not in every call, what follows from its weights alone; they must stay as they are.
+
+    For inference, after casting and moving. Training mode, casting, moving, quantising and loading weights undo it.
+    Networks of other kinds stay as they are.
+    """
+    from .mixer import VimMixer
+
+    for module in model.modules():
+        if isinstance(module, VimMixer):
+            module.freeze()
+    return model
