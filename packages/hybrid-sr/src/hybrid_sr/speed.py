@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="JSON file; what it holds is not measured again")
     parser.add_argument("--photos", type=Path, help="folder of originals for the PSNR of half precision")
     parser.add_argument("--weights", type=Path, help="x4 weights for that and for 4K; the shipped ones if not given")
-    parser.add_argument("--only", default="", help="measure what has this in its name")
+    parser.add_argument("--only", default="", help="comma-separated; measure what has one of these in its name")
     options = parser.parse_args(argv)
     if not torch.cuda.is_available():
         print("hybrid_sr.speed: must have a CUDA GPU; hybrid-sr benchmark measures elsewhere", file=sys.stderr)
@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         results |= json.loads(options.out.read_text())
     for name, measure in measurements(device, options.photos, options.weights):
-        if options.only not in name or "error" not in results.get(name, {"error": ""}):
+        wanted = any(part in name for part in options.only.split(","))
+        if not wanted or "error" not in results.get(name, {"error": ""}):
             continue
         begun = time.monotonic()
         try:

@@ -178,8 +178,9 @@ def time_row(row: Row, settings: dict[str, Any]) -> dict[str, Any]:
     cuda = device.type == "cuda"
     cfg = configure(row, 10, 0, settings | {"graph": False})
     rows, columns = INFERENCE_OUTPUT if cuda else CPU_INFERENCE_OUTPUT
-    setup = Setup(config=cfg.model, device=device, precision=cfg.precision, repeats=10 if cuda else 3)
-    result: dict[str, Any] = {"method": row.name, "batch": cfg.micro_batch, "output": [rows, columns]}
+    setup = Setup(config=cfg.model, device=device, precision=cfg.precision, repeats=5 if cuda else 3)
+    result: dict[str, Any] = {"method": row.name, "batch": cfg.micro_batch, "patch": cfg.patch}
+    result["output"] = [rows, columns]
     for mode in ("eager", "graph") if cuda else ("eager",):
         chosen = replace(setup, mode=mode)
         try:
