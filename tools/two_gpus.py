@@ -5,6 +5,8 @@
 Each runs its shipping recipe at the recipe's micro-batch through `accelerate launch`, on one GPU and on two; the rate
 is what arrives in metrics.jsonl by the wall clock, the loader included, after warming up. GPUs are used in pairs: two
 trainers at a time measure on one GPU each, then each on both. Two GPUs are enough; with eight all run side by side.
+--curves N then trains each for N steps of one and the same global batch with one process and with two, side by side,
+and keeps both curves of the loss.
 """
 
 from __future__ import annotations
@@ -49,6 +51,8 @@ class Session:
     warm: float
     span: float
     environment: dict[str, Any]
+    graph: bool = False
+    curves: list[dict[str, Any]] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
     children: list[subprocess.Popen[bytes]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -74,18 +78,27 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="JSON, written after every part")
     parser.add_argument("--gpus", type=int, default=8, help="an even number; 8 if not given")
     parser.add_argument("--first", type=int, default=0, help="number of the first GPU")
+    parser.add_argument("--graph", action="store_true", help="with recorded steps")
+    parser.add_argument("--curves", type=int, default=0, help="steps of the loss curves; 0 leaves them out")
     parser.add_argument("--warm", type=float, default=15.0, help="seconds after the first row that do not count")
     parser.add_argument("--span", type=float, default=60.0, help="seconds measured")
     asked = parser.parse_args()
     known = list(trainers(asked.tokenizer).items())
-    session = Session(asked.data, asked.out, asked.warm, asked.span, environment())
+    session = Session(asked.data, asked.out, asked.warm, asked.span, environment(), asked.graph)
     signal.signal(signal.SIGTERM, lambda *_: stop(session))
     pairs = min(asked.gpus // 2, len(known))
     side_by_side([lambda i=i: one_pair(session, known[i::pairs], asked.first + 2 * i) for i in range(pairs)])
+    if asked.curves:
+        pair = (asked.first, asked.first + 1)
+        side_by_side(
+            [lambda i=i, k=k: curve(session, *k, pair, 29_700 + 10 * i, asked.curves) for i, k in enumerate(known)]
+        )
+    for row in session.curves:
+        print(row["trainer"], "largest difference of the curves", row.get("largest_difference"), row.get("failed", ""))
     for row in session.rows:
         figures = (row.get("samples_per_s"), row.get("scaling"), row.get("failed", "")[-300:])
         print(row["trainer"], row["processes"], *figures)
-    return int(any("failed" in row for row in session.rows))
+    return int(any("failed" in row for row in [*session.rows, *session.curves]))
 
 
 def side_by_side(parts: Sequence[Callable[[], None]]) -> None:
@@ -126,7 +139,7 @@ def measure(session: Session, name: str, trainer: Trainer, gpus: tuple[int, ...]
     begun = time.monotonic()
     with log.open("w") as file:
         child = subprocess.Popen(
-            command(session, trainer, processes, run, 29_600 + 10 * gpus[0] + processes),
+            command(session, trainer, processes, run, 29_600 + 10 * gpus[0] + processes, trainer.micro_batch),
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -147,12 +160,49 @@ def measure(session: Session, name: str, trainer: Trainer, gpus: tuple[int, ...]
     return {**found, "seconds": round(seconds, 2), "steps": steps, "samples_per_s": rate, "peak_bytes": kept[-1][2]}
 
 
-def command(session: Session, trainer: Trainer, processes: int, run: Path, port: int) -> list[str]:
-    """Return the command line of one part."""
+def curve(session: Session, name: str, trainer: Trainer, gpus: tuple[int, int], port: int, steps: int) -> None:
+    """Train the same steps with one process and with two, at the same time, and keep the losses."""
+    row: dict[str, Any] = {"trainer": name, "preset": trainer.preset, "global_batch": trainer.micro_batch}
+    children, files = [], []
+    for processes in (1, 2):
+        run = Path(tempfile.mkdtemp(prefix=f"{name}-curve-")) / "run"
+        words = command(session, trainer, processes, run, port + processes, trainer.micro_batch // processes)
+        words[words.index("--log_every") + 1] = "1"
+        seen = gpus if processes == 2 else gpus[len(name) % 2 :][:1]
+        with session.out.with_name(f"{name}-curve-{processes}.log").open("w") as log:
+            children.append(
+                subprocess.Popen(
+                    [*words, "--stop_at", str(steps)],
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    env={**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(map(str, seen))},
+                )
+            )
+        session.children.append(children[-1])
+        files.append(run / "metrics.jsonl")
+    for child in children:
+        with contextlib.suppress(subprocess.TimeoutExpired):  # what it wrote until then is looked at below
+            child.wait(LIMIT)
+        end(child)
+    losses = [[json.loads(line)["loss"] for line in f.read_text().splitlines()] if f.is_file() else [] for f in files]
+    row |= {"one": losses[0], "two": losses[1]}
+    if min(map(len, losses)) < steps:
+        row["failed"] = f"{len(losses[0])} and {len(losses[1])} of {steps} steps"
+    else:
+        row["largest_difference"] = max(abs(a - b) / abs(a) for a, b in zip(*losses, strict=True))
+    with session.lock:
+        session.curves.append(row)
+        write(session)
+
+
+def command(session: Session, trainer: Trainer, processes: int, run: Path, port: int, micro: int) -> list[str]:
+    """Return the command line of one part; the global batch is the micro-batches of all processes together."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1", "--dynamo_backend", "no"]
     launch += ["--num_processes", str(processes), "--mixed_precision", "no", "--main_process_port", str(port)]
     launch += ["--multi_gpu"] if processes > 1 else []
-    batch = ["--micro_batch", str(trainer.micro_batch), "--global_batch", str(trainer.micro_batch * processes)]
+    batch = ["--micro_batch", str(micro), "--global_batch", str(micro * processes)]
+    batch += ["--graph", "true"] if session.graph else []
     rows = ["--log_every", str(EVERY), "--save_every", NEVER, "--sample_every", NEVER]
     data = ["--data", str(session.data / trainer.data), "--out", str(run), "--processes", str(processes)]
     return [*launch, "-m", trainer.module, trainer.preset, *data, *batch, *rows, *trainer.more]
@@ -199,8 +249,9 @@ def write(session: Session) -> None:
         base = alone.get(row["trainer"], {})
         if row["processes"] == 2 and "samples_per_s" in row and "samples_per_s" in base:
             row["scaling"] = row["samples_per_s"] / base["samples_per_s"]
-    settings = {"warm_up_s": session.warm, "measured_s": session.span, "log_every": EVERY}
-    text = json.dumps({"rows": session.rows, "settings": settings, "environment": session.environment}, indent=1)
+    settings = {"warm_up_s": session.warm, "measured_s": session.span, "log_every": EVERY, "graph": session.graph}
+    found = {"rows": session.rows, "curves": session.curves, "settings": settings, "environment": session.environment}
+    text = json.dumps(found, indent=1)
     session.out.write_text(text + "\n")
 
 

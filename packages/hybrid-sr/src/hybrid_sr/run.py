@@ -126,8 +126,7 @@ def join_processes(cfg: TrainConfig) -> Accelerator:
             or the device lacks the precision.
     """
     plugin = GradientAccumulationPlugin(num_steps=cfg.micro_steps, sync_with_dataloader=False)
-    # buffers are constants, or running statistics of which the main process's are kept: nothing to broadcast
-    wrapper = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    wrapper = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # spares a copy of every gradient and back
     accelerator = Accelerator(
         mixed_precision=cfg.precision, gradient_accumulation_plugin=plugin, kwargs_handlers=[wrapper]
     )

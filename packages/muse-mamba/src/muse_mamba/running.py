@@ -28,8 +28,7 @@ def join_processes(cfg: RunConfig, module: str) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 
-    # buffers are constants, or summed over the processes where they change: nothing to broadcast
-    wrapper = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+    wrapper = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # spares a copy of every gradient and back
     accelerator = Accelerator(mixed_precision=cfg.precision, kwargs_handlers=[wrapper])
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ValueError(
