@@ -131,8 +131,9 @@ def test_removed_direction_is_a_direction_without_output(backward):
         remove_direction(small, 1, backward=not backward)
 
 
-def test_cut_residual_stream_is_a_masked_one():
-    model = network("vim_test_patch4_16")
+@pytest.mark.parametrize("stem", ["patch", "mobilenet"])
+def test_cut_residual_stream_is_a_masked_one(stem):
+    model = network("vim_test_patch4_16", stem=stem)
     kept = [0, 1, 2, 5, 7, 8, 9, 12, 15]
     small = cut_residual(model, kept)
     tensors = dict(model.named_parameters())
@@ -142,6 +143,13 @@ def test_cut_residual_stream_is_a_masked_one():
             tensors[name].index_fill_(dim, torch.tensor(gone), 0.0)
     assert_same(small, model)
     assert (small.config.dim, small.config.rank, small.config.inner(0)) == (9, 1, 32)
+    fewer = cut_residual(remove_blocks(small, [1]), range(7))
+    assert fewer(image(model)).isfinite().all()
+
+
+def test_squeezed_output_keeps_the_residual_stream_whole():
+    with pytest.raises(ValueError, match="squeeze-and-excitation of the output"):
+        cut_residual(network("vim_test_patch4_16", se="output"), range(9))
 
 
 def test_cuts_can_follow_one_another():

@@ -53,7 +53,7 @@ class VimConfig:
         norm_eps: Added to the mean square in the norms.
         init: "official" repeats Vim's slip of starting the backward steps at 0.69; "fixed" starts both alike.
         widths: Sizes that differ from the default, by name: "layers.3.inner", "layers.3.state" and "layers.3.state_b"
-            (0 leaves the direction out).
+            (0 leaves the direction out); "stem", what the channels of stem="mobilenet" follow from in place of `dim`.
         mean: Of the pictures, subtracted from values in [0, 1].
         std: Divides the rest.
         crop_pct: Side of the centre that is classified over the side that a picture is resized to.
@@ -110,7 +110,7 @@ class VimConfig:
         if self.mixer != "mamba" and (self.token_conv != "causal" or self.widths):
             _refuse(self, "mixer", "'mamba' with widths or token_conv='depthwise2d'", repr(self.mixer))
         known = {f"layers.{i}.{axis}" for i in range(self.depth) for axis in ("inner", "state", "state_b")}
-        _check_widths(self, known, least={"state": 0, "state_b": 0})
+        _check_widths(self, known | ({"stem"} if self.stem == "mobilenet" else set()), least={"state": 0, "state_b": 0})
         for i in range(self.depth):
             if self.state(i) == (0, 0):
                 _refuse(self, "widths", f"one direction of block {i} at least", "no states in both")
@@ -124,6 +124,11 @@ class VimConfig:
     def rank(self) -> int:
         """Rank of the projections that make the steps."""
         return self.dt_rank or math.ceil(self.dim / 16)
+
+    @property
+    def stem_width(self) -> int:
+        """Channels that the last convolutions of stem="mobilenet" have; the earlier ones follow from them."""
+        return self.widths.get("stem", self.dim)
 
     def inner(self, layer: int) -> int:
         """Inner channels of a block."""

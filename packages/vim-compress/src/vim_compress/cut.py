@@ -132,7 +132,7 @@ def _explicit(config: VimConfig) -> dict[str, int]:
     for layer in range(config.depth):
         widths[f"layers.{layer}.inner"] = config.inner(layer)
         widths[f"layers.{layer}.state"], widths[f"layers.{layer}.state_b"] = config.state(layer)
-    return widths
+    return widths | ({"stem": config.stem_width} if config.stem == "mobilenet" else {})
 
 
 def remove_direction(model: VisionMamba, layer: int, *, backward: bool = True) -> VisionMamba:
@@ -164,9 +164,11 @@ def cut_residual(model: VisionMamba, kept: Sequence[int]) -> VisionMamba:
     network computes with those channels at zero.
 
     Raises:
-        ValueError: No channel, or one that does not exist.
+        ValueError: No channel, or one that does not exist; or the output is squeezed, over channels that would go.
     """
     old, chosen = model.config.dim, sorted(set(kept))
+    if model.config.se == "output":
+        refuse("cut_residual", "model", "without squeeze-and-excitation of the output", "se='output'", "cut inner")
     if not chosen or chosen[0] < 0 or chosen[-1] >= old:
         refuse(
             "cut_residual", "kept", f"some of 0 to {old - 1}", str(list(kept))[:60], "at least one channel must stay"

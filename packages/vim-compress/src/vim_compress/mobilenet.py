@@ -55,12 +55,14 @@ class MobileStem(nn.Module):
         channels: Of the picture.
         dim: Of the tokens.
         patch: Pixels of a token's side, a power of two.
+        width: Of the last convolutions before the one that makes the tokens; every earlier step has half as many
+            channels, 16 at least.
     """
 
-    def __init__(self, channels: int, dim: int, patch: int) -> None:
+    def __init__(self, channels: int, dim: int, patch: int, width: int) -> None:
         super().__init__()
         steps = round(math.log2(patch))
-        widths = [max(16, dim >> (steps - step)) for step in range(1, steps + 1)]
+        widths = [max(16, width >> (steps - step)) for step in range(1, steps + 1)]
         first = nn.Sequential(
             nn.Conv2d(channels, widths[0], 3, 2, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU6()
         )

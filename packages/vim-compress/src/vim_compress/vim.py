@@ -122,7 +122,7 @@ class VisionMamba(SavedModel, tags=["vision-mamba"]):
         if config.stem == "mobilenet":
             from .mobilenet import MobileStem
 
-            self.patch_embed: nn.Module = MobileStem(config.channels, dim, config.patch)
+            self.patch_embed: nn.Module = MobileStem(config.channels, dim, config.patch, config.stem_width)
         else:
             self.patch_embed = PatchEmbed(config)
         patches = config.grid[0] * config.grid[1]
