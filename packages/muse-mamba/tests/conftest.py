@@ -76,3 +76,22 @@ def packed(
     manifest["rows"][0]["split"], manifest["rows"][1]["split"] = "held-out", "validation"
     (out / "manifest.json").write_text(json.dumps(manifest))
     return out
+
+
+@pytest.fixture(scope="session")
+def vgg16_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of random weights under the names of torchvision's vgg16."""
+    import torch
+    from muse_mamba.backbones import VGG16
+
+    torch.manual_seed(0)
+    state, width, place = {}, 3, 0
+    for channels in VGG16:
+        if channels:
+            state[f"features.{place}.weight"] = torch.randn(channels, width, 3, 3) * (2 / 9 / width) ** 0.5
+            state[f"features.{place}.bias"] = torch.zeros(channels)
+            width = channels
+        place += 2 if channels else 1
+    file = tmp_path_factory.mktemp("vgg16") / "vgg16.pth"
+    torch.save(state, file)
+    return file

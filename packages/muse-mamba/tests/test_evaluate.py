@@ -183,27 +183,48 @@ def test_other_weights_give_no_fid(tmp_path):
         )
 
 
-def test_lpips_needs_vgg16_and_is_zero_for_the_same(tmp_path):
-    from muse_mamba.backbones import VGG16
+def test_lpips_needs_vgg16_and_is_zero_for_the_same(tmp_path, vgg16_weights):
     from muse_mamba.features import lpips
 
-    torch.manual_seed(0)
-    state, width, place = {}, 3, 0
-    for channels in VGG16:
-        if channels:
-            state[f"features.{place}.weight"] = torch.randn(channels, width, 3, 3) * (2 / 9 / width) ** 0.5
-            state[f"features.{place}.bias"] = torch.zeros(channels)
-            width = channels
-        place += 2 if channels else 1
-    torch.save(state, tmp_path / "vgg16.pth")
     a = RNG.integers(0, 255, (2, 32, 32, 3), dtype=np.uint8)
     near = np.clip(a + RNG.normal(0, 5, a.shape), 0, 255).astype(np.uint8)
-    values = [lpips(a, b, tmp_path / "vgg16.pth", torch.device("cpu"))["LPIPS"] for b in (a, near, 255 - a)]
+    values = [lpips(a, b, vgg16_weights, torch.device("cpu"))["LPIPS"] for b in (a, near, 255 - a)]
     assert values[0] == 0
     assert 0 < values[1] < values[2]
     (tmp_path / "other.pth").write_bytes(b"no")
     with pytest.raises(ValueError, match="does not hold torchvision's vgg16"):
         lpips(a, a, tmp_path / "other.pth", torch.device("cpu"))
+
+
+def test_clip_score_is_the_mean_cosine(tmp_path):
+    """With whatever version of transformers: a tiny CLIP with random weights, its letters for tokens."""
+    from muse_mamba.features import clip_score
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+    letters = [chr(code) for code in range(97, 123)]
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
+    pictures = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor = CLIPProcessor(pictures, tokenizer)
+    processor.save_pretrained(tmp_path)
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+    text = {**size, **ends, "vocab_size": len(tokens)}
+    config = CLIPConfig(text_config=text, vision_config={**size, "image_size": 32, "patch_size": 16}, projection_dim=8)
+    torch.manual_seed(0)
+    model = CLIPModel(config).eval()
+    made, captions = RNG.integers(0, 255, (3, 40, 40, 3), dtype=np.uint8), ["a red apple", "a dog", "sea"]
+    values = processor(text=captions, images=list(made), return_tensors="pt", padding=True)
+    with torch.no_grad():
+        cosine = (model(**values).image_embeds * model(**values).text_embeds).sum(-1).mean()
+        model.visual_projection.weight.mul_(cosine.sign())
+    model.save_pretrained(tmp_path)
+    found = clip_score(made, captions, tmp_path, torch.device("cpu"))
+    assert found["clip_score"] == pytest.approx(100 * abs(float(cosine)), rel=1e-3)
+    with pytest.raises(ValueError, match="holds no CLIP model"):
+        clip_score(made, captions, tmp_path / "none", torch.device("cpu"))
 
 
 def test_hash_of_a_judge(tmp_path):

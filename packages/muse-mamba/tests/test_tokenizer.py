@@ -1,5 +1,6 @@
 """The VQ-VAE: shapes, codebooks, the judge, sizes above training, raw and averaged weights."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from muse_mamba.tokenizer import Discriminator, TokenizerConfig, VQTokenizer, tokenizer_preset, validation
 from muse_mamba.tokenizer.quantize import EmaQuantizer, LookupFreeQuantizer, usage
 from muse_mamba.tokenizer.recipes import recipe
+from muse_mamba.tokenizer.train import train
 from muse_mamba.tokenizer.validation import reconstruct
 
 
@@ -196,8 +198,6 @@ def test_runs_that_cannot_be(fields, message):
 
 def test_staged_run_goes_on_from_size_to_size(tmp_path, pictures):
     """Weights, judge and codebook live on; each size leaves a tokenizer; raw and averaged ones load with buffers."""
-    from muse_mamba.tokenizer.train import train
-
     cfg = replace(
         recipe("tiny"),
         stages=((16, 2, 1, 3), (32, 1, 2, 3)),
@@ -220,3 +220,43 @@ def test_staged_run_goes_on_from_size_to_size(tmp_path, pictures):
 
     kept = load_file(tmp_path / "run" / "checkpoints" / "step-00000006" / "model.safetensors")
     assert torch.equal(kept["quantizer.codebook"], loaded["model-raw"].quantizer.codebook)
+
+
+def test_a_new_stage_goes_on_with_everything(tmp_path, pictures):
+    """Two stages of one size are a run without stages, to the bit: weights, judge, codebook, moments and averages go on.
+
+    So they do when the run is stopped within the second stage and resumed.
+    """
+    base = replace(
+        recipe("tiny"),
+        steps=4,
+        data=str(pictures),
+        adversarial_start=1,
+        adversarial_warmup=2,
+        revive_every=2,
+        log_every=1,
+    )
+    staged = replace(base, stages=((16, 2, 1, 2), (16, 2, 1, 2)))
+    train(replace(base, size=16, global_batch=2, micro_batch=2), tmp_path / "plain")
+    train(staged, tmp_path / "staged")
+    train(replace(staged, stop_at=3), tmp_path / "resumed")
+    train(staged, tmp_path / "resumed", resume_run=True)
+    for part in ("model", "model-raw"):
+        one, *others = (
+            VQTokenizer.from_pretrained(tmp_path / name / part).state_dict() for name in ("plain", "staged", "resumed")
+        )
+        assert {"quantizer.codebook", "quantizer.counts"} < set(one)
+        assert all(torch.equal(one[name], other[name]) for other in others for name in one)
+
+
+@pytest.mark.parametrize("fields", [{"network": {"quantizer": "lfq", "code_dim": 5}}, {"perceptual": "vgg16"}], ids=str)
+def test_other_codebook_and_backbone_are_trained_with(tmp_path, pictures, vgg16_weights, fields):
+    """Lookup-free codes, and VGG16 from a file of weights: the loss falls."""
+    if "perceptual" in fields:
+        fields = {**fields, "perceptual_weights": str(vgg16_weights), "perceptual_weight": 1.0}
+    base = recipe("tiny")
+    fields = {**fields, "network": replace(base.network, **fields.get("network", {}))}
+    cfg = replace(base, data=str(pictures), size=16, steps=8, adversarial=0.0, lr=1e-2, log_every=1, **fields)
+    train(cfg, tmp_path / "run")
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(losses[-2:]) < 0.95 * sum(losses[:2])

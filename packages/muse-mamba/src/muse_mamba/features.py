@@ -6,6 +6,7 @@ computed only with the Inception weights that define it, known by their hash.
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def inception_distance(
     """Return FID of two sets of pictures.
 
     Raises:
-        ValueError: The weights are not those that FID is defined by.
+        ValueError: The weights are not those that FID is defined by, or torch-fidelity is not installed.
     """
     if not weights.is_file():
         refuse("evaluate", "--inception", "a file", str(weights), "check the path")
@@ -93,6 +94,8 @@ def inception_distance(
     if not found.startswith(INCEPTION_SHA256_START):
         wanted = f"weights-inception-2015-12-05, SHA-256 {INCEPTION_SHA256_START}..."
         refuse("evaluate", "--inception", wanted, f"{found[:8]}...", "other networks give no FID")
+    if importlib.util.find_spec("torch_fidelity") is None:
+        raise ValueError("--inception: the network is built by torch-fidelity; pip install torch-fidelity")
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     metric = FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=str(weights)).to(device)
@@ -147,8 +150,31 @@ def lpips(
     return {"LPIPS": float(torch.cat(parts).mean()), "LPIPS_network": "VGG16", "LPIPS_sha256": file_hash(weights)}
 
 
+class ClipFeatures(nn.Module):
+    """A CLIP model whose features are tensors: in transformers 5 they come in a record that torchmetrics cannot use.
+
+    Args:
+        model: CLIPModel of transformers.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def get_image_features(self, pixels: Tensor) -> Tensor:
+        """Return (n, D) of what the processor makes of pictures."""
+        found = self.model.get_image_features(pixels)
+        return found if isinstance(found, Tensor) else found.pooler_output
+
+    def get_text_features(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Return (n, D) of what the processor makes of captions."""
+        found = self.model.get_text_features(ids, mask)
+        return found if isinstance(found, Tensor) else found.pooler_output
+
+
+@torch.no_grad()
 def clip_score(made: NDArray[np.uint8], captions: list[str], folder: Path, device: torch.device) -> dict[str, Any]:
-    """Return the mean cosine of pictures and captions in a CLIP model, times 100 where it is positive.
+    """Return the mean cosine of pictures and captions in a CLIP model times 100, or 0 if it is negative.
 
     Raises:
         ValueError: The folder holds no CLIP model.
@@ -161,11 +187,11 @@ def clip_score(made: NDArray[np.uint8], captions: list[str], folder: Path, devic
     except (OSError, ValueError) as error:
         detail = " ".join(str(error).split())[:200]
         raise ValueError(f"--clip: {folder} holds no CLIP model: {detail}; give the folder of one") from error
-    loaded: Any = lambda: (model, processor)  # noqa: E731
+    loaded: Any = lambda: (ClipFeatures(model).eval(), processor)  # noqa: E731
     metric = CLIPScore(model_name_or_path=loaded).to(device)
     for first in range(0, len(made), BATCH):
         metric.update(to_batch(made[first : first + BATCH], device), captions[first : first + BATCH])
-    return {"clip_score": float(metric.compute()), "clip_scale": "mean of max(100 cos, 0)", "clip_model": str(folder)}
+    return {"clip_score": float(metric.compute()), "clip_scale": "100 times the mean cosine", "clip_model": str(folder)}
 
 
 def to_batch(pictures: NDArray[np.uint8], device: torch.device) -> Tensor:

@@ -164,12 +164,16 @@ class MuseMambaPipeline(DiffusionPipeline):
             temperature: Of the noise on the confidence, first and last step.
             generator: Where random numbers come from; on any device.
             ids: Tokens to begin with, (n, L), hidden ones are filled: inpainting and variations.
-            cond_ids: Tokens of smaller pictures, (n, Lc), for super-resolution.
+            cond_ids: Tokens of smaller pictures, (n, h, w) as another pipeline gives them: what a super-resolution
+                model begins with.
             callback: Is told every step, from 0, and its tokens (n, L).
 
         Raises:
-            ValueError: A sentence is empty, or a number has no meaning.
+            ValueError: A sentence is empty, a number has no meaning, or a super-resolution model has no `cond_ids`.
         """
+        if self.model.config.cond_vocab and cond_ids is None:
+            remedy = "draw small ones first and hand their `ids` on, as docs/drawing.md shows"
+            refuse("MuseMambaPipeline", "cond_ids", "tokens of smaller pictures for this model", "none", remedy)
         sentences = [prompt] if isinstance(prompt, str) else list(prompt)
         self.scheduler.set_timesteps(num_inference_steps, temperature)
         from dataclasses import replace
@@ -193,7 +197,7 @@ class MuseMambaPipeline(DiffusionPipeline):
                 options,
                 ids=None if ids is None else ids.to(text.device),
                 negative=cast("tuple[Tensor, Tensor] | None", negative),
-                cond_ids=cond_ids,
+                cond_ids=None if cond_ids is None else cond_ids.to(text.device).flatten(1),
                 generator=generator,
                 callback=told,
             )
