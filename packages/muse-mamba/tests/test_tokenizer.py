@@ -223,7 +223,7 @@ def test_staged_run_goes_on_from_size_to_size(tmp_path, pictures):
 
 
 def test_a_new_stage_goes_on_with_everything(tmp_path, pictures):
-    """Two stages of one size are a run without stages, to the bit: weights, judge, codebook, moments and averages go on.
+    """Two stages of one size are a run without stages, to the bit: weights, judge, codebook, moments, averages go on.
 
     So they do when the run is stopped within the second stage and resumed.
     """
