@@ -210,7 +210,8 @@ def draw(rows: list[dict[str, Any]], folder: Path) -> None:
         axes.set_ylabel("top-1 accuracy, %")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        figure.savefig(folder / file, bbox_inches="tight", metadata={"Date": None})
+        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": ""}):  # text as text; no chance
+            figure.savefig(folder / file, bbox_inches="tight", metadata={"Date": None})
         plt.close(figure)
 
 
