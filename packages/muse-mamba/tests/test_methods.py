@@ -22,8 +22,6 @@ VARIANTS = {
     "text-skip-gate": {"method": "text-skip", "skip_gate": True},
     "hybrid-every-block": {"method": "hybrid", "attention_every": 1},
     "layer-critic-narrow": {"method": "layer-critic", "layer_critic_dim": 8},
-    "concat-first": {"method": "concat", "text_layers": "first"},
-    "concat-seq-out-first": {"method": "concat-seq-out", "text_layers": "first"},
     "concat-both-ways": {"method": "concat", "direction": "bidirectional"},
     "text-a-both-ways": {"method": "text-a", "direction": "bidirectional"},
     "text-state-both-ways": {"method": "text-state", "direction": "bidirectional"},
@@ -31,12 +29,9 @@ VARIANTS = {
     "self-conditioning": {"self_conditioning": True},
     "geglu": {"channel_mixer": "geglu"},
     "einfft": {"channel_mixer": "einfft"},
-    "parallel-first": {"method": "parallel", "text_layers": "first"},
-    "text-a-first": {"method": "text-a", "text_layers": "first"},
-    "concat-mixed": {"method": "concat", "text_mixer": "mamba1"},
-    "attn-xz-mixed": {"method": "attn-xz", "text_mixer": "mamba1"},
 }
-CASES = {method: {"method": method} for method in METHODS} | VARIANTS
+FIRST_MIXED = {f"{m}-first-mixed": {"method": m, "text_layers": "first", "text_mixer": "mamba1"} for m in METHODS}
+CASES = {method: {"method": method} for method in METHODS} | VARIANTS | FIRST_MIXED
 
 
 def config_of(case):

@@ -216,6 +216,9 @@ def test_staged_run_goes_on_from_size_to_size(tmp_path, pictures):
     loaded = {n: VQTokenizer.from_pretrained(tmp_path / "run" / n) for n in ("model", "model-raw", "stages/0-16px")}
     books = [network.quantizer.codebook for network in loaded.values()]
     assert not torch.equal(books[0], books[1])
+    rows = [json.loads(line) for line in (tmp_path / "run" / "validation.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["size"], row["split"]) for row in rows] == [(3, 16, "train"), (6, 32, "train")]
+    assert all(0 < row["usage"] <= 1 <= row["perplexity"] <= 32 for row in rows)
     from safetensors.torch import load_file
 
     kept = load_file(tmp_path / "run" / "checkpoints" / "step-00000006" / "model.safetensors")

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
     from ..checkpoint import Progress
     from ..pace import Pace
+    from ..packed import Pictured
     from .network import VQTokenizer
     from .run import Run
+
+MEASURED = 64  # training pictures, where there are none for validation
 
 TRAINER = Trainer(
     prog="muse-mamba train-tokenizer",
@@ -281,16 +284,26 @@ def keep(run: Run, pace: Pace, ended: Stage | None) -> None:
     cfg, progress = run.cfg, run.progress
     network = cast("VQTokenizer", run.average.module)
     said = ""
-    if run.shown:
-        row = measure(network, run.shown, cfg.stage_at(progress.step - 1).size, run.accelerator.device)
-        add_row(run.out / "validation.jsonl", {"step": progress.step, **row})
+    pictures, split = looked_at(run)
+    if pictures:
+        row = measure(network, pictures, cfg.stage_at(progress.step - 1).size, run.accelerator.device)
+        add_row(run.out / "validation.jsonl", {"step": progress.step, "split": split, **row})
         progress.score = row["psnr"]
-        said = f", validation {row['psnr']:.2f} dB, {row['usage']:.0%} of the codes, perplexity {row['perplexity']:.0f}"
+        said = f", {split} {row['psnr']:.2f} dB, {row['usage']:.0%} of the codes, perplexity {row['perplexity']:.0f}"
     folder = save(run.accelerator, cfg, run.out, network, progress, raw=run.plain)
     if ended is not None and len(cfg.plan) > 1 and run.accelerator.is_main_process:
         (run.out / "stages").mkdir(exist_ok=True)
         export(run.out / "stages" / f"{cfg.plan.index(ended)}-{ended.size}px", network)
     pace.say(f"saved {folder}{said}")
+
+
+def looked_at(run: Run) -> tuple[Sequence[Pictured], str]:
+    """Return the pictures that the main process measures, and their split: without validation some of training's."""
+    from ..data import PictureData
+
+    if run.shown or run.cfg.validation == "none" or not run.accelerator.is_main_process:
+        return run.shown, "validation"
+    return (run.source.pictures[:MEASURED], "train") if isinstance(run.source, PictureData) else ((), "")
 
 
 def _name(run: Run, suffix: str) -> str:
