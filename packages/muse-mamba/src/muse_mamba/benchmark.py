@@ -30,7 +30,7 @@ def benchmark_command(options: BenchmarkOptions) -> int:
     device = pick_device(options.device)
     if options.graph and device.type != "cuda":
         raise ValueError(f"benchmark: --graph must have a CUDA GPU, got {device.type}; leave it out here")
-    rows = []
+    rows, machine = [], environment(device)
     for method in methods:
         for length in lengths:
             row = measure(method, length, options, device)
@@ -38,8 +38,8 @@ def benchmark_command(options: BenchmarkOptions) -> int:
             if not options.json:
                 print(_line(row), flush=True)
             if options.out is not None:  # what was measured stays when the machine is taken away
-                options.out.write_text(json.dumps(_result(rows, options, device), indent=1) + "\n")
-    result = _result(rows, options, device)
+                options.out.write_text(json.dumps(_result(rows, options, machine), indent=1) + "\n")
+    result = _result(rows, options, machine)
     if options.plot is not None:
         plot(result, options.plot)
     if options.json:
@@ -52,7 +52,7 @@ def benchmark_command(options: BenchmarkOptions) -> int:
     return 0
 
 
-def _result(rows: list[dict[str, Any]], options: BenchmarkOptions, device: torch.device) -> dict[str, Any]:
+def _result(rows: list[dict[str, Any]], options: BenchmarkOptions, machine: dict[str, Any]) -> dict[str, Any]:
     return {
         "preset": options.preset,
         "batch": options.batch,
@@ -61,7 +61,7 @@ def _result(rows: list[dict[str, Any]], options: BenchmarkOptions, device: torch
         "graph": options.graph,
         "rows": rows,
         "crossover": crossovers(rows),
-        "environment": environment(device),
+        "environment": machine,
     }
 
 
