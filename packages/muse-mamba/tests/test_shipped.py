@@ -40,7 +40,9 @@ def test_model_card_is_the_json():
     assert f"{losses['caption_gap']:.3f} nats a token" in card
     assert f"the real drawings {ship['alignment_real']['R@5']:.2f} | {found['R@5']:.2f} |" in card
     assert f"(0.5) {'is met' if found['R@5'] >= 5 * found['chance_R@5'] else 'is not met'}" in card
-    assert [f"{row['psnr']:.1f}" for row in sizes] == ["27.1", "29.8", "32.5", "34.1"]
+    assert [row["size"] for row in sizes] == [64, 128, 256, 512, 1024]
+    found = "{:.1f} dB at 64 px, {:.1f} at 128, {:.1f} at 256, {:.1f} at 512, {:.1f} at 1024"
+    assert found.format(*(row["psnr"] for row in sizes)) in " ".join(card.split())
 
 
 def test_study_page_is_the_json():
