@@ -63,6 +63,21 @@ def test_forward_is_waited_for_and_the_backward_goes_on(no_gpu):
     assert len(backward.compiled) == 1 and not (forward.launched or backward.launched)
 
 
+def test_threads_that_compile_load_as_well(no_gpu):
+    """Loading a kernel has Triton run the C compiler, which takes a second: not one after the other at the launches."""
+    loaders = []
+
+    class Compiled:
+        @property
+        def run(self):
+            loaders.append(threading.current_thread())
+
+    with ahead._Pool(torch.device("cuda")) as pool:
+        kernel = pool.submit(Compiled).result()
+    assert isinstance(kernel, Compiled)
+    assert len(loaders) == 1 and loaders[0] is not threading.current_thread()
+
+
 def test_failures_are_left_to_the_launch(no_gpu):
     def fails():
         raise RuntimeError("a compiler that does not work")

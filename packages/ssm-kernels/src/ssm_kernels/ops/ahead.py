@@ -2,9 +2,10 @@
 
 Triton compiles a kernel when it is first launched, one after the other, and the scans' largest take some seconds each.
 So the first call of a kind runs forward and backward on meta tensors, where a launch does nothing but compile, in
-threads: Triton's compiler spends most of its time outside Python. What it does in Python would hold up the forward, so
-the backward begins when half of the forward's kernels are ready. Nothing depends on any of this: what is left undone
-is compiled by the launch itself.
+threads: Triton's compiler spends most of its time outside Python. The same threads load what they compiled, for which
+Triton has the C compiler build a launcher each. What is done in Python would hold up the forward, so the backward
+begins when half of the forward's kernels are ready. Nothing depends on any of this: what is left undone is done by the
+launch itself.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,11 +74,28 @@ def as_meta(tree: Any) -> Any:
     return tuple(as_meta(part) for part in tree) if isinstance(tree, tuple) else tree
 
 
+class _Pool(ThreadPoolExecutor):
+    """Threads that compile kernels and load them."""
+
+    def __init__(self, device: torch.device):
+        super().__init__()
+        self.device = device
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return super().submit(self._load, partial(fn, *args, **kwargs))
+
+    def _load(self, compiles: Callable[[], Any]) -> Any:
+        kernel = compiles()
+        with torch.cuda.device(self.device):
+            _ = kernel.run  # made on demand
+        return kernel
+
+
 def _compile(function: Callable[[], Any], device: torch.device, half_way: threading.Event | None = None) -> None:
     """Run a function whose launches compile, all of them at the same time; tell when half of them are ready."""
     from triton import AsyncCompileMode
 
-    with torch.cuda.device(device), compile_only(), ThreadPoolExecutor() as pool, AsyncCompileMode(pool) as mode:
+    with torch.cuda.device(device), compile_only(), _Pool(device) as pool, AsyncCompileMode(pool) as mode:
         function()
         if half_way is not None:
             ready = as_completed(mode.raw_futures)
