@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from muse_mamba.cli import main
 from PIL import Image
+from safetensors.numpy import load_file
 
 VERBS = (
     *("generate", "inpaint", "outpaint", "variation", "train", "train-tokenizer"),
@@ -237,6 +238,17 @@ def test_info(capsys):
     assert code == 0
     assert result["parameters"] == sum(result["parts"].values()) == 97_836_032
     assert run(capsys, "info", "tokenizer-emoji-64")[0] == 0
+
+
+def test_info_of_weights(capsys, weights):
+    """What ships, and runs' folders of both kinds."""
+    code, out, _ = run(capsys, "info", "ship", "--json")
+    assert (code, json.loads(out)["method"], json.loads(out)["parameters"]) == (0, "mamba-xattn", 2_903_392)
+    for folder in weights:
+        found = json.loads(run(capsys, "info", folder, "--json")[1])
+        written = load_file(folder / "model.safetensors").values()
+        assert found["weights_bytes"] == sum(tensor.nbytes for tensor in written)
+    assert "left out for trained weights" in refused(capsys, "info", weights[0], "--method", "concat")
 
 
 def test_benchmark(capsys, tmp_path):

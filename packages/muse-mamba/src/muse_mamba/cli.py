@@ -183,7 +183,7 @@ def _info(argv: list[str]) -> int:
         argv,
         arguments.InfoOptions,
         description="Count a model's parameters and operations.",
-        positional=("preset", "?", "A token model or tokenizer, by default study."),
+        positional=("preset", "?", "A token model or tokenizer, ship, or a run's model/ folder; study if not given."),
     )
     from .commands import info_command
 

@@ -43,6 +43,7 @@ def info_command(options: InfoOptions) -> int:
     print(f"  parameters  {result['parameters']:>16,}")
     for name, count in result["parts"].items():
         print(f"    {name:<18}{count:>14,}")
+    print(f"  weights     {result['weights_bytes']:>16,}   bytes in float32, with buffers")
     print(f"  macs        {result['macs']:>16,}   multiply-adds of matrix products, one pass, {result['input']}")
     if "scan_ops" in result:
         print(f"  scan_ops    {result['scan_ops']:>16,}   of the scans")

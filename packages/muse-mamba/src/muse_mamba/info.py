@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,9 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from .checks import nearest, refuse
 from .config import MODELS, ModelConfig, model_preset
 from .model import TokenModel
+from .pretrained import read_config
 from .scan import DirectedScan, Mamba2
-from .tokenizer.config import TOKENIZERS, tokenizer_preset
+from .tokenizer.config import TOKENIZERS, TokenizerConfig, tokenizer_preset
 from .tokenizer.network import VQTokenizer
+from .weights import CONFIG, shipped_model
 
 TOKENIZER_SIDES = {"seed": 256, "emoji-64": 64, "tiny": 32}
 
@@ -22,42 +27,60 @@ def model_info(preset: str, method: str | None = None) -> dict[str, Any]:
     """Count a token model or a tokenizer, built on the meta device.
 
     Args:
-        preset: Name of a token model, or of a tokenizer as "tokenizer-NAME".
-        method: How text is mixed in.
+        preset: Name of a token model, "ship" for the one that ships, a tokenizer as "tokenizer-NAME", or the folder of
+            either.
+        method: How text is mixed in; only for names.
 
     Returns:
-        "preset"; "method" for token models; "parameters"; "parts": parameters of the top-level modules; "macs":
-        multiply-adds of convolutions and matrix products for one picture and one pass; "scan_ops": (9 N + 1) * Di * L
-        per scan; "input".
+        "preset"; "method" for token models; "parameters"; "parts": parameters of the top-level modules; "weights_bytes"
+        of parameters and buffers in float32; "macs": multiply-adds of convolutions and matrix products for one picture
+        and one pass; "scan_ops": (9 N + 1) * Di * L per scan; "input".
 
     Raises:
-        ValueError: No such model.
+        ValueError: No such model, or a method for a folder.
     """
-    known = [*MODELS, "study", *(f"tokenizer-{name}" for name in TOKENIZERS)]
+    known = [*MODELS, "study", "ship", *(f"tokenizer-{name}" for name in TOKENIZERS)]
+    if preset == "ship" or (Path(preset) / CONFIG).is_file():
+        if method is not None:
+            refuse("info", "method", "left out for trained weights", method, "they have one already")
+        return _folder_info(preset, shipped_model() if preset == "ship" else Path(preset))
     if preset not in known:
-        refuse("info", "preset", f"one of {', '.join(known)}", repr(preset), nearest(preset, known))
+        wanted = f"one of {', '.join(known)}, or a folder with {CONFIG}"
+        refuse("info", "preset", wanted, repr(preset), nearest(preset, known))
     if preset.startswith("tokenizer-"):
-        return _tokenizer_info(preset.removeprefix("tokenizer-"))
-    config = model_preset(preset, method)
+        name = preset.removeprefix("tokenizer-")
+        return _tokenizer_info(preset, tokenizer_preset(name), TOKENIZER_SIDES[name])
+    return _model_info(preset, model_preset(preset, method))
+
+
+def _folder_info(name: str, folder: Path) -> dict[str, Any]:
+    if json.loads((folder / CONFIG).read_text()).get("kind") == VQTokenizer.kind:
+        config = TokenizerConfig.from_dict(read_config(folder, VQTokenizer.kind))
+        return _tokenizer_info(name, config, TOKENIZER_SIDES["seed"])
+    return _model_info(name, ModelConfig.from_dict(read_config(folder, TokenModel.kind)))
+
+
+def _model_info(name: str, config: ModelConfig) -> dict[str, Any]:
     with torch.device("meta"):
         model = TokenModel(config)
         ids = torch.empty(1, config.length, dtype=torch.long)
         text = torch.empty(1, config.text_length, config.text_dim)
+        small = torch.empty(1, math.prod(config.cond_grid), dtype=torch.long) if config.cond_vocab else None
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(ids, text)
+        model(ids, text, cond_ids=small)
     return {
-        "preset": preset,
+        "preset": name,
         "method": config.method,
         "parameters": count(model),
         "parts": {name: count(part) for name, part in model.named_children()} | _loose(model),
+        "weights_bytes": _weights_bytes(model),
         "macs": counter.get_total_flops() // 2,
         "scan_ops": scan_operations(model, config),
         "input": f"{config.length} image and {config.text_length} text tokens",
     }
 
 
-def _tokenizer_info(name: str) -> dict[str, Any]:
-    config, side = tokenizer_preset(name), TOKENIZER_SIDES[name]
+def _tokenizer_info(name: str, config: TokenizerConfig, side: int) -> dict[str, Any]:
     with torch.device("meta"):
         network = VQTokenizer(config)
         picture = torch.empty(1, 3, side, side)
@@ -65,14 +88,19 @@ def _tokenizer_info(name: str) -> dict[str, Any]:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(picture)
     return {
-        "preset": f"tokenizer-{name}",
+        "preset": name,
         "parameters": count(network),
         "parts": {part: count(module) for part, module in network.named_children()},
+        "weights_bytes": _weights_bytes(network),
         "codes": config.codes,
         "factor": config.factor,
         "macs": counter.get_total_flops() // 2,
         "input": f"{side}x{side} pixels",
     }
+
+
+def _weights_bytes(module: nn.Module) -> int:
+    return 4 * sum(x.numel() for x in module.state_dict().values())
 
 
 def count(module: nn.Module) -> int:
