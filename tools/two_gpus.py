@@ -62,10 +62,11 @@ def trainers(tokenizer: Path) -> dict[str, Trainer]:
     """Return the four trainers by package."""
     kept = Path(tempfile.mkdtemp(prefix="tokens-"))
     tokens = ("--tokenizer", str(tokenizer), "--token_cache", str(kept), "--variants", "4", "--validation", "none")
+    few_shapes = ("--queries", "[1024]", "--sensors", "[0.2,0.2]")  # each is recorded for itself
     return {
         "hybrid-sr": Trainer("hybrid_sr.train", "ship", 32, "sr", ("--validation", "none")),
         "muse-mamba": Trainer("muse_mamba.train", "ship", 128, "muse", tokens),
-        "mamba-diffusion": Trainer("mamba_diffusion.train", "ship-rgb", 64, "diff"),
+        "mamba-diffusion": Trainer("mamba_diffusion.train", "ship-rgb", 64, "diff", few_shapes),
         "vim-compress": Trainer("vim_compress.train", "emoji", 512, "vim/emoji.npz"),
     }
 
