@@ -174,7 +174,7 @@ def curve(session: Session, name: str, trainer: Trainer, gpus: tuple[int, int], 
         with session.out.with_name(f"{name}-curve-{processes}.log").open("w") as log:
             children.append(
                 subprocess.Popen(
-                    [*words, "--stop_at", str(steps)],
+                    [*words, "--stop_at", str(steps), "--workers", "1"],
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
