@@ -34,8 +34,9 @@ def read(file: Path) -> Any:
 
 
 def kernels(root: Path) -> str:
-    """Speed beside the fastest peer, from the newest folder of ssm-kernels' results."""
-    files = sorted((root / "packages/ssm-kernels/docs/results").glob("*/results.json"), key=lambda f: f.parent.name)
+    """Speed beside the fastest peer on an H100, from the newest folder of ssm-kernels' results."""
+    folders = (root / "packages/ssm-kernels/docs/results").glob("h100-*/results.json")
+    files = sorted(folders, key=lambda f: f.parent.name)
     found = read(files[-1])
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in found["rows"]:

@@ -94,7 +94,7 @@ def _figure(wide: float, high: float) -> Figure | None:
 
 
 def _save(figure: Figure, path: Path) -> str:
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
     return f"plot: {path}"
 
 

@@ -33,11 +33,11 @@ class Row:
 
 
 def write_report(path: Path, rows: Sequence[Row], environment: Environment) -> None:
-    """Write `{"rows": [...], "environment": {...}}`, whole or not at all; the folder is made if it is missing."""
+    """Write `{"rows": [...], "environment": {...}}`, a row a line, whole or not at all; a missing folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"rows": [asdict(row) for row in rows], "environment": dict(environment)}
+    lines = ",\n".join(json.dumps(asdict(row)) for row in rows)
     fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(content, indent=2) + "\n")
+    fresh.write_text(f'{{"rows": [\n{lines}\n], "environment": {json.dumps(dict(environment))}}}\n')
     os.replace(fresh, path)
 
 
