@@ -77,6 +77,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with sr/, muse/, diff/ and vim/emoji.npz")
     parser.add_argument("--tokenizer", type=Path, required=True, help="model/ of a tokenizer run, for muse-mamba")
     parser.add_argument("--out", type=Path, required=True, help="JSON, written after every part")
+    parser.add_argument("--only", default="", help="packages, separated by commas; all four if not given")
     parser.add_argument("--gpus", type=int, default=8, help="an even number; 8 if not given")
     parser.add_argument("--first", type=int, default=0, help="number of the first GPU")
     parser.add_argument("--graph", action="store_true", help="with recorded steps")
@@ -86,6 +87,8 @@ def main() -> int:
     parser.add_argument("--span", type=float, default=60.0, help="seconds measured")
     asked = parser.parse_args()
     known = list(trainers(asked.tokenizer).items())
+    if asked.only:
+        known = [(name, trainer) for name, trainer in known if name in asked.only.split(",")]
     session = Session(asked.data, asked.out, asked.warm, asked.span, environment(), asked.graph)
     signal.signal(signal.SIGTERM, lambda *_: stop(session))
     pairs = 0 if asked.no_rates else min(asked.gpus // 2, len(known))
