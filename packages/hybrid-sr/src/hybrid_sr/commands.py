@@ -168,10 +168,13 @@ def benchmark_command(options: BenchmarkOptions) -> int:
 
 
 def _load(options: NetworkOptions) -> HybridSR:
+    from .threefold import Threefold
     from .upscaling import pick_device
     from .weights import load_model
 
     device = pick_device(options.device)
+    if options.scale == 3 and options.weights is None:
+        return cast("HybridSR", Threefold(load_model(preset=options.preset, scale=4, device=device)).eval())
     return load_model(options.weights, preset=options.preset, scale=options.scale, device=device)
 
 
@@ -201,6 +204,8 @@ def _page_of(jobs: list[Job], options: UpscaleOptions) -> Path:
 
 def _name(model: HybridSR, options: NetworkOptions) -> str:
     preset = next((name for name, make in PRESETS.items() if make(options.scale) == model.config), "custom network")
+    if options.weights is None and options.scale == 3:
+        return f"{preset} x4 and bicubic to 3/4"
     return f"{preset} x{options.scale}" + ("" if options.weights is None else f" ({options.weights})")
 
 

@@ -151,7 +151,7 @@ def label_of(model: HybridSR, path: Path | None) -> str:
         return known
     folder = path.resolve()
     run = folder.parent.name if folder.name == "model" else folder.stem
-    return known if run == known else f"{known} ({run})"
+    return run if run.startswith(known) else f"{known} ({run})"
 
 
 def make_scene(picture: NDArray[np.uint8], name: str, options: LookOptions, *, around: tuple[int, int]) -> Scene:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -25,8 +25,8 @@ def report(folder: Path) -> list[Path]:
         raise ValueError(f"--out: must be a study with a finished run, got {folder}; train some first")
     speed = [json.loads(file.read_text()) for file in sorted((folder / "speed").glob("*.json"))]
     result = {
-        "rows": _without_environment(rows),
-        "speed": _without_environment(speed),
+        "rows": [_slim(row) for row in rows],
+        "speed": [_slim(row) for row in speed],
         "settings": json.loads((folder / SETTINGS).read_text()),
         "environment": rows[0]["environment"],
     }
@@ -36,8 +36,11 @@ def report(folder: Path) -> list[Path]:
     return files + draw(result, folder)
 
 
-def _without_environment(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if name != "environment"} for row in rows]
+def _slim(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with its device in place of the whole environment: rows of several machines may come together."""
+    return {name: value for name, value in row.items() if name != "environment"} | {
+        "gpu": row["environment"].get("GPU"),
+    }
 
 
 def summary(result: Mapping[str, Any]) -> list[dict[str, Any]]:
