@@ -39,3 +39,22 @@ def test_attribution_map_of_the_shipped_network():
     assert f"diffusion index {row['diffusion_index']:.2f}, {100 * row['cross_near']:.1f} % of the weight" in page
     assert f"columns {row['cross_ratio']:.2f} times as heavy" in page
     assert f"add up to {row['explained']:.1f} of a change of {row['change']:.1f}" in page
+
+
+def test_attribution_maps_of_the_study():
+    page = (DOCS / "inside.md").read_text()
+    coffee, china = (result(f"lam-study-{name}.json")["models"] for name in ("coffee", "china"))
+    for pair in zip(coffee, china, strict=True):
+        cells = (
+            f"{row['diffusion_index']:.2f} | {row['cross_ratio']:.2f} | {100 * row['cross_near']:.2f} %" for row in pair
+        )
+        assert f"| {pair[0]['model'].removesuffix('-10')} | {' | '.join(cells)} |" in page
+
+
+def test_norms_with_and_without_the_final_norm():
+    page = (DOCS / "inside.md").read_text()
+    models = result("norms-study-china.json")["models"]
+    assert [model["model"] for model in models] == ["contrast-no-pe-no-cab-10", "no-final-norm-10", "residual-0.2-10"]
+    for rows in zip(*(model["places"][:4] for model in models), strict=True):
+        cells = (f"{row['median']:.2f} | {row['max']:.2f} | {row['max_over_median']:.2f}" for row in rows)
+        assert f"| {rows[0]['name']} | {' | '.join(cells)} |" in page

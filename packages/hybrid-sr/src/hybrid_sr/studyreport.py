@@ -47,8 +47,9 @@ def summary(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return one line a network, in the order of the study: means over seeds, half the range, and its speed.
 
     Lines hold `method`, `seeds`, `parameters`, `macs`, `scan_ops`, `psnr_y`, `psnr_spread` (half the distance of the
-    best and the worst seed, dB), `ssim_y`, `ssim_spread`, `difference` (dB to the base, mean over common seeds), and
-    None or figures under `train_samples_per_s`, `train_peak_bytes`, `megapixels_per_s`, `peak_bytes`.
+    best and the worst seed, dB; None of a single one), `ssim_y`, `ssim_spread`, `difference` (dB to the base, mean over
+    common seeds), and None or figures under `train_samples_per_s`, `train_peak_bytes`, `megapixels_per_s` and
+    `peak_bytes`.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {row.name: [] for row in ROWS}
     for row in result["rows"]:
@@ -63,7 +64,8 @@ def summary(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         line |= {name: rows[0][name] for name in ("parameters", "macs", "scan_ops")}
         for name, short in (("psnr_y", "psnr"), ("ssim_y", "ssim")):
             values = [row[name] for row in rows]
-            line |= {name: mean(values), f"{short}_spread": (max(values) - min(values)) / 2}
+            spread = (max(values) - min(values)) / 2 if len(values) > 1 else None
+            line |= {name: mean(values), f"{short}_spread": spread}
         common = [row["psnr_y"] - base[row["seed"]] for row in rows if row["seed"] in base]
         line["difference"] = mean(common) if common else None
         lines.append(line | _speed(speed.get(method)))
@@ -107,13 +109,17 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
             _number(line["train_peak_bytes"], 1e9, 2),
             _number(line["megapixels_per_s"], 1, 1),
             _number(line["peak_bytes"], 1e9, 2),
-            f"{line['psnr_y']:.3f} +- {line['psnr_spread']:.3f}",
+            _with_spread(line["psnr_y"], line["psnr_spread"], 3),
             "" if line["difference"] is None else f"{line['difference']:+.3f}",
-            f"{line['ssim_y']:.4f} +- {line['ssim_spread']:.4f}",
+            _with_spread(line["ssim_y"], line["ssim_spread"], 4),
             str(line["seeds"]),
         ]
         out.append("| " + " | ".join(cells) + " |")
     return "\n".join(out) + "\n"
+
+
+def _with_spread(value: float, spread: float | None, digits: int) -> str:
+    return f"{value:.{digits}f}" + ("" if spread is None else f" +- {spread:.{digits}f}")
 
 
 def _number(value: float | None, unit: float, digits: int) -> str:
