@@ -217,7 +217,8 @@ def test_version_and_help(run):
     assert "classify" in run("--help")[1]
 
 
-def test_shipped_weights_classify_offline(run, tmp_path):
+@pytest.mark.parametrize("weights", [(), ("--weights", "emoji-cut")], ids=["emoji", "emoji-cut"])
+def test_shipped_weights_classify_offline(run, tmp_path, weights):
     """A flag of three stripes that no set holds; the classes and what they were trained on are said."""
     from PIL import ImageDraw
 
@@ -227,7 +228,7 @@ def test_shipped_weights_classify_offline(run, tmp_path):
         pen.rectangle((4 + 19 * stripe, 16, 22 + 19 * stripe, 48), fill=colour)
     pen.rectangle((4, 16, 60, 48), outline="black")
     image.save(tmp_path / "flag.png")
-    code, said, _ = run("classify", tmp_path / "flag.png", "--json")
+    code, said, _ = run("classify", tmp_path / "flag.png", "--json", *weights)
     found = json.loads(said)
     assert code == 0
     assert found["pictures"][str(tmp_path / "flag.png")][0]["label"] == "Flags"

@@ -39,18 +39,43 @@ def test_accuracy_of_the_weights_that_ship_is_what_was_measured():
     all_pictures = shown.pop(f"all {found['pictures']} held-out pictures")
     assert all_pictures == f"{found['top1']:.2f}"
     assert shown == {name: f"{value:.2f}" for name, value in found["per_class"].items()}
-    quantised = dict(table_rows("model-card.md", "made smaller, without training again"))
-    for words, name in (("two of four", "two-of-four"), ("merged", "merged")):
-        other = json.loads((DOCS / "results" / "emoji" / f"evaluation-{name}.json").read_text())
-        assert [value for key, value in quantised.items() if words in key] == [f"{other['top1']:.2f}"]
+    kinds = (
+        ("int8 weights (", "int8-weights"),
+        ("activations", "int8"),
+        ("two of four", "two-of-four"),
+        ("merged", "merged"),
+    )
+    smaller = table_rows("model-card.md", "made smaller, without training again")
+    for (words, name), (label, *shown) in zip(kinds, smaller, strict=True):
+        assert words in label
+        files = [DOCS / "results" / network / f"evaluation-{name}.json" for network in ("emoji", "emoji-cut")]
+        assert shown == [f"{accuracy(file):.2f}" if file.is_file() else "not measured" for file in files]
     assert f"{found['top1']:.1f} % of {found['pictures']} emoji" in (DOCS.parent / "README.md").read_text()
+
+
+def accuracy(file):
+    return json.loads(file.read_text())["top1"]
+
+
+def test_cut_network_that_ships_is_what_the_card_says():
+    from vim_compress.info import model_info
+    from vim_compress.weights import SHIPPED, read_config, shipped, shipped_models
+
+    assert shipped_models() == ["emoji", "emoji-cut"]
+    for name, parameters, macs, top1, before in table_rows("model-card.md", "network"):
+        found, results = model_info(read_config(shipped(name))), DOCS / "results" / name
+        assert (parameters, macs) == (f"{found['parameters']:,}", f"{found['total_macs'] / 1e6:.1f}")
+        assert top1 == f"{accuracy(results / 'evaluation.json'):.2f}"
+        earlier = results / "evaluation-before.json"
+        assert before == (f"{accuracy(earlier):.2f}" if earlier.is_file() else "")
+    assert sum(file.stat().st_size for file in SHIPPED.glob("*/*")) <= 4e6
 
 
 def test_study_is_what_was_trained():
     from vim_compress.study import summary
 
     known = set()
-    for name in ("long",):
+    for name in ("study", "baseline", "fashion-mnist"):
         rows = json.loads((DOCS / "results" / "study" / f"{name}.json").read_text())["rows"]
         for line in summary([row | {"latency_ms": row["latency_ms"] or math.nan} for row in rows]):
             spread = f" +- {line['top1_std']:.2f}" if line["seeds"] > 1 else ""
