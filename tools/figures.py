@@ -191,6 +191,25 @@ def scaling(root: Path) -> str:
     return table(head, costs(found)) + f"\n{found['environment']}\n"
 
 
+def two_gpus(root: Path) -> str:
+    """Samples a second of one process and of two, from docs/results/two-gpus.json (tools/two_gpus.py)."""
+    found = read(root / "docs/results/two-gpus.json")
+    if found is None:
+        return "It has not been measured yet: docs/results/two-gpus.json is missing.\n"
+    rows = []
+    for run in found["runs"]:
+        names = dict.fromkeys(row["trainer"] for row in run["rows"])
+        for name in names:
+            by = {row["processes"]: row for row in run["rows"] if row["trainer"] == name}
+            rates = [f"{by[n]['samples_per_s']:,.0f}" if n in by else "not measured" for n in (1, 2)]
+            times = f"{by[2]['scaling']:.2f}" if 2 in by else ""
+            mode = "recorded" if run["graph"] else "as it is"
+            rows.append((name, by[1]["preset"], by[1]["micro_batch"], mode, *rates, times, run["commit"][:7]))
+    head = ("trainer", "preset", "micro-batch", "steps", "samples/s, one GPU", "two GPUs", "times", "commit")
+    which = found["environment"]
+    return table(head, rows) + f"\n{which['GPU']}, torch {which['torch']}, {which['cpus']} CPU cores, {found['date']}\n"
+
+
 def soak(root: Path) -> str:
     """The bad days, from docs/results/soak.json (tools/soak.py)."""
     found = read(root / "docs/results/soak.json")
@@ -215,6 +234,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "lowest-bounds": lowest_bounds,
     "scaling": scaling,
     "soak": soak,
+    "two-gpus": two_gpus,
 }
 
 
