@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import torch
+from muse_mamba.benchmark import crossovers
 from muse_mamba.config import METHODS
 from muse_mamba.judge import Judge
+from muse_mamba.lengthplot import table as length_table
 from muse_mamba.model import TokenModel
 from muse_mamba.studyreport import table
 from muse_mamba.tokenizer import VQTokenizer
@@ -52,3 +54,16 @@ def test_study_page_is_the_json():
         (m, s, 800) for m in METHODS for s in (0, 1)
     }
     assert table(rows) in (DOCS / "study.md").read_text()
+
+
+def test_times_against_length_are_the_json():
+    """The table of docs/study.md, and what the page says about the crossover."""
+    page = (DOCS / "study.md").read_text()
+    recorded, plain = (json.loads((DOCS / f"results/lengths/{name}.json").read_text()) for name in ("graph", "plain"))
+    assert length_table(recorded) in page
+    assert "mamba-xattn" in length_table(plain)
+    for found in (recorded, plain):
+        assert found["crossover"] == crossovers(found["rows"])
+    assert {length for found in recorded["crossover"].values() for length in found.values()} == {64}
+    assert plain["crossover"] == {"mamba-xattn": {"training_step_ms": 1024, "decoding_ms": None}}
+    assert "no crossover in this range" in page

@@ -1,4 +1,4 @@
-"""A plot of what `benchmark` measured: time of a training step and of decoding against the number of tokens."""
+"""Plot and table of what `benchmark` measured: time of a training step and of decoding against the number of tokens."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def plot(result: Mapping[str, Any], file: Path) -> None:
 
     mpl.use("agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import LogFormatter
 
     methods = list(dict.fromkeys(row["method"] for row in result["rows"]))
     figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
@@ -31,9 +32,23 @@ def plot(result: Mapping[str, Any], file: Path) -> None:
         lengths = sorted({row["length"] for row in result["rows"]})
         axis.set_xticks(lengths, [str(length) for length in lengths], fontsize=8)
         axis.set_xticks([], minor=True)
+        axis.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.8)))
+        axis.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.8)))
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("image tokens", fontsize=9)
         axis.grid(alpha=0.3)
     figure.legend(axes[0].lines, methods, loc="outside right upper", fontsize=8)
     figure.savefig(file, dpi=110)
     pyplot.close(figure)
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Return a Markdown table: a row a length, a column a method, ms of a training step / of decoding."""
+    found = {(row["method"], row["length"]): row for row in result["rows"] if "failed" not in row}
+    methods = sorted(dict.fromkeys(method for method, _ in found), key=lambda method: method != "transformer")
+    lines = [["image tokens", *methods], ["---"] * (1 + len(methods))]
+    for length in sorted({length for _, length in found}):
+        rows = [found.get((method, length)) for method in methods]
+        cells = [f"{row['training_step_ms']:.1f} / {row['decoding_ms']:.1f}" if row else "-" for row in rows]
+        lines.append([str(length), *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
