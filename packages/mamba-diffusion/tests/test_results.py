@@ -91,6 +91,18 @@ def test_scales_of_the_page_are_those_of_the_file():
         assert said[f"`rgb`, {label}"] == [f"{m['psnr_mean'][0]:.2f}; {100 * m['coverage'][0]:.1f}" for m in means]
 
 
+def test_losses_of_the_page_are_those_of_the_file():
+    rows = json.loads((PACKAGE / "docs/results/study/curves.json").read_text())["rows"]
+    said = cells_of("docs/study.md")
+    for name in ("v1-legacy", "v1", "v2", "v4", "ours"):
+        rate = next(row["lr"] for row in rows if row["method"] == name)
+        step, *losses = said[f"`{name}` at {rate:.0e}".replace("e-0", "e-")]
+        for loss, (seed, graph) in zip(losses, ((0, False), (0, True), (1, True)), strict=True):
+            (row,) = [r for r in rows if (r["method"], r["seed"], r["graph"]) == (name, seed, graph)]
+            known = dict(zip(row["step"], row["loss"], strict=True)).get(int(step))
+            assert loss == "not finite at step 160" if known is None else abs(float(loss) - known) <= 5.1e-4
+
+
 def test_shipped_weights_fit_and_load():
     """Both together in at most 4 MB, scaling in full precision, an output that is no longer zero."""
     from mamba_diffusion.weights import SHIPPED, load_model, shipped_models
