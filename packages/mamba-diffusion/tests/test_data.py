@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -262,3 +263,12 @@ def test_stream_of_shards_goes_on_where_it_was(tmp_path, capfd):
     assert "skipped row" in capfd.readouterr().err
     with pytest.raises(ValueError, match="stream of pictures, 2 axes and 3 channels"):
         open_source(dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, channels=1)), verbose=False)
+
+
+def test_more_files_than_memory_are_refused_as_soon_as_it_is_clear(pictures, monkeypatch):
+    """A folder of a million pictures must not end with the system killing the process."""
+    import psutil
+
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    with pytest.raises(ValueError, match=r"data: 1 of 2 files take .* GB of memory .*; give fewer, or pack them into"):
+        find_fields(str(pictures), "rgb")

@@ -85,28 +85,29 @@ def read_pair(photo: Photo, scale: int, patch: int) -> Pair:
 
 
 def check_memory(photos: list[Photo]) -> None:
-    """Refuse photos that will not fit into memory, from their headers alone.
+    """Refuse photos that will not fit into memory, from their headers alone, and from no more of them than it takes.
 
     Raises:
         ValueError: They take more than what is free.
     """
     import psutil
 
-    pixels = 0
+    pixels, free = 0, psutil.virtual_memory().available
     Image.MAX_IMAGE_PIXELS = None
-    for photo in photos:
+    for number, photo in enumerate(photos, start=1):
         try:
             with Image.open(photo.path) as file:
                 own = file.width * file.height
                 pixels += own // (4 if photo.halve else 1) if own <= MOST_PIXELS else 0  # refused when it is read
         except (OSError, SyntaxError):  # named when it is read
             continue
-    wanted, free = round(3 * 1.25 * pixels), psutil.virtual_memory().available  # a quarter for low resolution, at most
-    if wanted > free:
-        raise ValueError(
-            f"data: {len(photos)} images take {wanted / 1e9:.1f} GB of memory per process, {free / 1e9:.1f} are free; "
-            "give fewer, or pack them into parquet or WebDataset shards, which are streamed"
-        )
+        wanted = round(3 * 1.25 * pixels)  # a quarter for low resolution, at most
+        if wanted > free:
+            raise ValueError(
+                f"data: {number} of {len(photos)} images take {wanted / 1e9:.1f} GB of memory per process, "
+                f"{free / 1e9:.1f} are free; give fewer, or pack them into parquet or WebDataset shards, which are "
+                "streamed"
+            )
 
 
 def read_pairs(photos: list[Photo], scale: int, patch: int, *, verbose: bool = True) -> list[Pair]:

@@ -27,6 +27,7 @@ FIELD_SUFFIXES = frozenset({".npz", ".nc", ".cdf"})
 KNOWN = IMAGE_SUFFIXES | FIELD_SUFFIXES | {".parquet"}
 LARGEST_PARQUET = 10**9  # bytes
 MOST_PIXELS = 2**30  # of one image: larger ones are mistakes or decompression bombs
+MOST_OF_MEMORY = 0.8  # that fields may take of what is free
 MANIFEST = "manifest.json"
 KELVIN = 273.15
 
@@ -109,8 +110,10 @@ def in_path(path: Path, *, verbose: bool) -> list[Field]:
     A file that cannot be read is named on stderr, skipped and counted.
 
     Raises:
-        ValueError: No such path, no files, or not one can be read.
+        ValueError: No such path, no files, not one can be read, or all of them take more memory than is free.
     """
+    import psutil
+
     wanted = ", ".join(sorted(KNOWN | {".csv"}))
     if not path.exists():
         raise ValueError(f"data: {path} is not there; give a file or folder ({wanted}), or a packed folder")
@@ -119,11 +122,21 @@ def in_path(path: Path, *, verbose: bool) -> list[Field]:
     if not files:
         raise ValueError(f"data: {path} holds no field; looked for {wanted} in it and in the folders below")
     fields, skipped = [], []
-    for file in files:
+    taken, free = 0, round(MOST_OF_MEMORY * psutil.virtual_memory().available)
+    for number, file in enumerate(files, start=1):
         try:
-            fields += read_file(file)
+            found = read_file(file)
         except (OSError, ValueError, SyntaxError, KeyError) as error:
             skipped.append(f"skipped {file}: {' '.join(str(error).split())}")
+            continue
+        taken += sum(field.values.nbytes for field in found)
+        if taken > free:
+            raise ValueError(
+                f"data: {number} of {len(files)} files take {taken / 1e9:.1f} GB of memory per process, of which "
+                f"{free / 1e9:.1f} may be used; give fewer, or pack them into parquet or WebDataset shards, which are "
+                "streamed"
+            )
+        fields += found
     if skipped and verbose:
         print("\n".join([*skipped, f"{len(skipped)} of {len(files)} images skipped"]), file=sys.stderr)
     if not fields:
