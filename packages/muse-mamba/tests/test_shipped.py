@@ -11,6 +11,7 @@ from muse_mamba.lengthplot import table as length_table
 from muse_mamba.model import TokenModel
 from muse_mamba.studyreport import table
 from muse_mamba.tokenizer import VQTokenizer
+from muse_mamba.tokenizer.recipes import seed
 from muse_mamba.weights import WEIGHTS, find_judge, shipped_model, shipped_tokenizer
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -67,3 +68,20 @@ def test_times_against_length_are_the_json():
     assert {length for found in recorded["crossover"].values() for length in found.values()} == {64}
     assert plain["crossover"] == {"mamba-xattn": {"training_step_ms": 1024, "decoding_ms": None}}
     assert "no crossover in this range" in page
+
+
+def test_growing_sizes_are_the_json():
+    """The three tables of docs/tokenizer.md."""
+    page, found = (DOCS / "tokenizer.md").read_text(), json.loads((DOCS / "results/tokenizer/stages.json").read_text())
+    plan = [[r["size"], r["micro_batch"], r["accumulation"]] for r in found["seed"]["pace"]]
+    assert (
+        plan == [list(stage)[:3] for stage in found["run"]["config"]["stages"]] == [list(s)[:3] for s in seed().stages]
+    )
+    for r in found["seed"]["pace"]:
+        batch = f"{r['micro_batch']} x {r['accumulation']}"
+        assert f"| {r['size']} | {batch} | {r['steps_per_s']:.1f} | {r['peak_bytes'] / 2**30:.1f} |" in page
+    for r in found["run"]["validation"]:
+        assert f"| {r['size']} | {r['step']} | {r['psnr']:.1f} | {r['usage']:.0%} | {r['perplexity']:.0f} |" in page
+    for r in found["measured"]["3"]:
+        use = f"{r['code_usage']:.0%} | {r['code_perplexity']:.0f}"
+        assert f"| {r['size']} | {r['psnr']:.1f} | {r['ssim']:.2f} | {use} | {r['FD-EffNetLite0']:.0f} |" in page
