@@ -74,9 +74,7 @@ def test_growing_sizes_are_the_json():
     """The three tables of docs/tokenizer.md."""
     page, found = (DOCS / "tokenizer.md").read_text(), json.loads((DOCS / "results/tokenizer/stages.json").read_text())
     plan = [[r["size"], r["micro_batch"], r["accumulation"]] for r in found["seed"]["pace"]]
-    assert (
-        plan == [list(stage)[:3] for stage in found["run"]["config"]["stages"]] == [list(s)[:3] for s in seed().stages]
-    )
+    assert plan == [stage[:3] for stage in found["run"]["config"]["stages"]] == [[*s[:3]] for s in seed().stages]
     for r in found["seed"]["pace"]:
         batch = f"{r['micro_batch']} x {r['accumulation']}"
         assert f"| {r['size']} | {batch} | {r['steps_per_s']:.1f} | {r['peak_bytes'] / 2**30:.1f} |" in page
