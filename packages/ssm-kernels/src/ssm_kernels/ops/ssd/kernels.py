@@ -25,7 +25,7 @@ from ..selective_scan.kernels_plan import cdiv
 from .kernels_device import forward_kernel, output_kernel
 from .kernels_device_backward import backward_kernel, sum_kernel
 from .kernels_device_walk import carry_kernel, walk_kernel
-from .kernels_plan import FUSION, Scan, in_rows, partial_of, prepare
+from .kernels_plan import FUSION, WANTED_BACKWARD, Scan, in_rows, partial_of, prepare
 
 FLAT_BLOCK = 512  # numbers per program where the state is just a vector
 SUM_TILE = 2048  # numbers that a program adds up at a time
@@ -205,7 +205,7 @@ def backward(
 ) -> tuple[Tensor, ...]:
     """Return the gradients of the nine floating arguments in their order, empty tensors for those that are None."""
     given = (x, dt, A, B, C, D, z, dt_bias, initial_state)
-    scan = prepare(*given, cu_seqlens, dt_softplus, reverse, chunk=chunk, span=span)
+    scan = prepare(*given, cu_seqlens, dt_softplus, reverse, chunk=chunk, span=span, wanted=WANTED_BACKWARD)
     at_once = scan.heads_at_once() if heads_at_once is None else heads_at_once
     grad_final = None if grad_final is None else grad_final.contiguous()
     with _on_device(x):

@@ -14,7 +14,8 @@ from torch import Tensor
 from ..selective_scan.kernels_plan import cdiv, partial_dtype, power_of_two
 
 ENOUGH_PROGRAMS = 264  # from here on rows alone fill a GPU: two per processor of an H100; long rows are cut below it
-WANTED_PROGRAMS = 512  # of a scan that is cut
+WANTED_PROGRAMS = 384  # of a scan that is cut, per block of channels
+WANTED_BACKWARD = 512
 SHORT_SPAN = 4  # chunks; a unit is never shorter
 BLOCK = 64  # channels or states of a tile
 LEAST_ROW = 128  # bytes of a tile: from 3.6 on Triton's Hopper products read behind narrower ones (its issue 11366)
@@ -256,6 +257,7 @@ def prepare(
     *,
     chunk: int,
     span: int | None = None,
+    wanted: int = WANTED_PROGRAMS,
 ) -> Scan:
     """Bring the arguments into the kernels' form and choose the way through the rows.
 
@@ -274,6 +276,7 @@ def prepare(
         reverse: Whether the scan runs from the last step.
         chunk: Steps per chunk, a power of two; 0 chooses.
         span: Chunks of a row per program, 0 for whole rows; None decides by size.
+        wanted: Programs that rows are cut into, if they are.
     """
     batch, length, heads, width = x.shape
     if B.dtype != C.dtype:
@@ -286,7 +289,7 @@ def prepare(
         rows = cu_seqlens.shape[0] - 1
     if span is None:
         mean = slots if cu_seqlens is None else cdiv(length // rows, chunk)
-        span = _span(rows * heads * plan.blocks, mean)
+        span = _span(rows * heads * plan.blocks, mean, wanted)
     slot_base = span_base = span_row = None
     if cu_seqlens is not None:
         slots_of = (cu_seqlens.diff() + (chunk - 1)) // chunk
@@ -319,11 +322,11 @@ def prepare(
     )
 
 
-def _span(programs: int, slots: int) -> int:
+def _span(programs: int, slots: int, wanted: int) -> int:
     """Return the chunks per unit, 0 for whole rows."""
     if programs >= ENOUGH_PROGRAMS or slots <= SHORT_SPAN:
         return 0
-    return max(SHORT_SPAN, cdiv(slots, cdiv(WANTED_PROGRAMS, programs)))
+    return max(SHORT_SPAN, cdiv(slots, cdiv(wanted, programs)))
 
 
 def partial_of(B: Tensor, C: Tensor) -> torch.dtype:
