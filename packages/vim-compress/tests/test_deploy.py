@@ -8,7 +8,7 @@ import vim_compress.models  # noqa: F401  (registers the networks)
 from vim_compress.cli import main
 from vim_compress.export import export
 from vim_compress.merge import merge_around_middle, merge_half, merged_forward
-from vim_compress.quantize import quantize, two_of_four
+from vim_compress.quantize import MULTIPLES, quantizable, quantize, two_of_four
 
 NAMES = ["vim_test_patch4_16", "mambavision_test_32"]
 
@@ -88,6 +88,15 @@ def test_what_a_cpu_cannot_do_is_said():
         quantize(make(NAMES[0]), "fp8")
     with pytest.raises(ValueError, match="one of int8-weights"):
         quantize(make(NAMES[0]), "int3")
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("int8", 4), ("fp8", 2), ("2:4", 1)])
+def test_only_layers_that_the_kernels_take_are_counted(kind, layers):
+    """torchao leaves others as they are without a word."""
+    sizes = {"in_proj": (32, 64), "out_proj": (64, 48), "x_proj": (64, 44), "qkv": (8, 24), "head": (32, 32)}
+    found = [quantizable(torch.nn.Linear(*size), f"layers.0.{name}", MULTIPLES[kind]) for name, size in sizes.items()]
+    assert sum(found) == layers
+    assert not found[-1]
 
 
 def test_half_precision_is_close():

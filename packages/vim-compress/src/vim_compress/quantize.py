@@ -7,6 +7,7 @@ head stay as they are.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -17,12 +18,14 @@ from .mixer import VimMixer
 
 Kind = Literal["int8-weights", "int8", "fp8", "2:4"]
 LAYERS = ("in_proj", "out_proj", "x_proj", "x_proj_b", "qkv", "proj", "fc1", "fc2")
-SPARSE_MULTIPLE = 32  # rows and columns that semi-structured kernels want
+MULTIPLES = {"int8-weights": 1, "int8": 1, "fp8": 16, "2:4": 32}  # that rows and columns must be for the kernels
 
 
-def quantizable(module: nn.Module, name: str) -> bool:
-    """Say whether a layer may be quantised."""
-    return isinstance(module, nn.Linear) and name.rpartition(".")[2] in LAYERS
+def quantizable(module: nn.Module, name: str, multiple: int = 1) -> bool:
+    """Say whether a layer may be quantised by kernels that want multiples of a number of rows and columns."""
+    if not isinstance(module, nn.Linear) or name.rpartition(".")[2] not in LAYERS:
+        return False
+    return module.out_features % multiple == module.in_features % multiple == 0
 
 
 def quantize(model: nn.Module, kind: Kind) -> int:
@@ -31,8 +34,9 @@ def quantize(model: nn.Module, kind: Kind) -> int:
     Args:
         model: Trained, in eval mode, on the device where it will run; bfloat16 or float16 for "2:4".
         kind: "int8-weights": weights only. "int8": activations too, with a scale for each token. "fp8": the same in
-            float8, on GPUs from Hopper on. "2:4": two of four neighbouring weights, those of smallest magnitude, are
-            set to zero and left out by the GPU; layers whose sizes are no multiples of 32 stay dense.
+            float8, on GPUs from Hopper on; layers whose sizes are no multiples of 16 stay as they are, as x_proj often
+            does. "2:4": two of four neighbouring weights, those of smallest magnitude, are set to zero and left out by
+            the GPU; layers whose sizes are no multiples of 32 stay dense.
 
     Raises:
         ValueError: The kind is unknown, torchao is missing, or the device cannot do it.
@@ -61,8 +65,9 @@ def quantize(model: nn.Module, kind: Kind) -> int:
         "int8": Int8DynamicActivationInt8WeightConfig,
         "fp8": Float8DynamicActivationFloat8WeightConfig,
     }
-    count = sum(quantizable(m, n) for n, m in model.named_modules())
-    quantize_(model, configs[kind](), filter_fn=quantizable)
+    chosen = partial(quantizable, multiple=MULTIPLES[kind])
+    count = sum(chosen(m, n) for n, m in model.named_modules())
+    quantize_(model, configs[kind](), filter_fn=chosen)
     return count
 
 
@@ -89,10 +94,7 @@ def _make_sparse(model: nn.Module) -> int:
 
     count = 0
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear) or not quantizable(module, name):
-            continue
-        rows, columns = module.weight.shape
-        if rows % SPARSE_MULTIPLE or columns % SPARSE_MULTIPLE:
+        if not isinstance(module, nn.Linear) or not quantizable(module, name, MULTIPLES["2:4"]):
             continue
         zeroed = module.weight * two_of_four(module.weight)
         module.weight = nn.Parameter(to_sparse_semi_structured(zeroed), requires_grad=False)
