@@ -83,6 +83,8 @@ def test_curves_that_the_page_quotes(study):
     early = [a - b for a, b in zip(curves["contrast-baseline"], curves["contrast-no-pe"], strict=True)]
     assert f"{early[0]:+.2f} at step 60, {early[1]:+.2f} at 120, then {max(early[2:]):+.2f} to" in page
     assert f"{min(early[2:]):+.2f} |" in page
+    lead = [a - b for a, b in zip(curves["no-final-norm"], curves["contrast-no-pe-no-cab"], strict=True)]
+    assert f"falls from {max(lead):.1f} dB at step 120 to {lead[-1]:.1f} at 600" in page and max(lead) == lead[1]
     assert abs(curves["no-final-norm"][2] - curves["contrast-no-pe-no-cab"][-1]) < 0.02  # steps 180 and 600
 
 

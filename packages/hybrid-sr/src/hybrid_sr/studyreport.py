@@ -139,6 +139,7 @@ def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
 
     lines = summary(result)
     timed = [line for line in lines if line["train_samples_per_s"]]
+    timed = timed if len(timed) > 2 else []  # two points show nothing
     figure, axes = pyplot.subplots(1, 1 + bool(timed), figsize=(6 + 5 * bool(timed), 0.3 * len(lines) + 1.5))
     left = axes[0] if timed else axes
     for place, line in enumerate(lines):
