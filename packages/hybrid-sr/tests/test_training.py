@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from hybrid_sr.checkpoint import check_folder, open_folder
 from hybrid_sr.config import PRESETS
 from hybrid_sr.graphs import record
 from hybrid_sr.guard import FiniteGuard, NonFiniteError, Stop
@@ -26,7 +27,7 @@ from hybrid_sr.recipes import RECIPES, TrainConfig, recipe
 from hybrid_sr.resize import imresize
 from hybrid_sr.run import tensors
 from hybrid_sr.sources import Photo
-from hybrid_sr.train import ema_at, lr_at
+from hybrid_sr.train import ema_at, lr_at, train
 from hybrid_sr.validation import draw, middle, score, validation_pairs
 from PIL import Image
 from torch import nn
@@ -85,10 +86,19 @@ def test_contradictions_are_refused(change: dict, said: str):
         dataclasses.replace(recipe("tiny"), **change)
 
 
-def test_recording_without_a_gpu_is_refused():
-    cfg = dataclasses.replace(recipe("tiny"), graph=True)
-    with pytest.raises(ValueError, match="--graph must have a CUDA GPU, got cpu"):
-        record(HybridSR(cfg.model), cfg, torch.device("cpu"))
+def test_recording_without_a_gpu_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Accelerator, "device", property(lambda self: torch.device("cpu")))
+    with pytest.raises(ValueError, match="train: --graph must have a CUDA GPU, got cpu; leave it out here"):
+        train(dataclasses.replace(recipe("tiny"), graph=True), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_may_be_resumed_with_recording_or_without(tmp_path: Path):
+    cfg = recipe("tiny")
+    open_folder(cfg, tmp_path)
+    check_folder(dataclasses.replace(cfg, graph=True), tmp_path, resume=True)
+    with pytest.raises(ValueError, match="--resume: patch was"):
+        check_folder(dataclasses.replace(cfg, patch=9), tmp_path, resume=True)
 
 
 def test_full_memory_names_what_fits_without_recording():

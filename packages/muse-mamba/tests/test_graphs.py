@@ -1,11 +1,11 @@
 """The step that is recorded as a CUDA graph is the loop's step, whatever the method and the losses."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from muse_mamba import train as trainer
 from muse_mamba.config import METHODS, model_preset
 from muse_mamba.graphs import EAGER_STEPS, DeviceStep, RecordedStep
@@ -153,10 +153,11 @@ def test_what_cannot_be_recorded_is_refused(change, said):
         replace(recipe("tiny"), graph=True, **change)
 
 
-def test_recording_without_a_gpu_is_refused():
-    run = SimpleNamespace(accelerator=SimpleNamespace(device=torch.device("cpu")))
-    with pytest.raises(ValueError, match="--graph must have a CUDA GPU, got cpu; leave it out"):
-        RecordedStep(run)
+def test_recording_without_a_gpu_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "device", property(lambda self: torch.device("cpu")))
+    with pytest.raises(ValueError, match="train: --graph must have a CUDA GPU, got cpu; leave it out here"):
+        train(replace(recipe("tiny"), graph=True), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.gpu

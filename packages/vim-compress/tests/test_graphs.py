@@ -1,18 +1,18 @@
 """The step that is recorded as a CUDA graph is the loop's step, with and without pruning."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from vim_compress.graphs import EAGER_STEPS, DeviceStep, RecordedStep
 from vim_compress.outofmemory import fitting_batch
 from vim_compress.recipes import recipe, tiny
 from vim_compress.run import prepare
 from vim_compress.sparsity import SparsityConfig
-from vim_compress.train import ema_at, follow, forever, lr_at, prune, take_step
+from vim_compress.train import ema_at, follow, forever, lr_at, prune, take_step, train
 
 PRUNED = SparsityConfig(score="taylor", final=0.5, end=6, update_every=2, regrow="grad")
 
@@ -96,10 +96,14 @@ def test_recorded_step_is_the_step(data, tmp_path, name, sparsity):
         assert (a - b).norm() <= 5e-3 * a.norm() + 1e-6
 
 
-def test_recording_without_a_gpu_or_with_accumulation_is_refused():
-    run = SimpleNamespace(accelerator=SimpleNamespace(device=torch.device("cpu")))
-    with pytest.raises(ValueError, match="must have a CUDA GPU, got cpu"):
-        RecordedStep(run)
+def test_recording_without_a_gpu_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "device", property(lambda self: torch.device("cpu")))
+    with pytest.raises(ValueError, match="train: --graph must have a CUDA GPU, got cpu; leave it out here"):
+        train(replace(tiny(), graph=True), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_recording_with_accumulation_is_refused():
     with pytest.raises(ValueError, match="graph must be off"):
         replace(tiny(), graph=True, micro_batch=4)
 

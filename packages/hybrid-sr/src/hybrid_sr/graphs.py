@@ -13,21 +13,26 @@ from .recipes import TrainConfig
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def check_device(device: torch.device) -> None:
+    """Refuse to record where there is no CUDA.
+
+    Raises:
+        ValueError: The device is no CUDA GPU.
+    """
+    if device.type != "cuda":
+        raise ValueError(f"train: --graph must have a CUDA GPU, got {device.type}; leave it out here")
+
+
 def record(network: HybridSR, cfg: TrainConfig, device: torch.device) -> None:
     """Replace the training pass of a network by its recording for the run's crops.
 
     Args:
         network: On the device; outside of training it runs as before.
         cfg: Gives batch, crop and precision.
-        device: Of the network.
-
-    Raises:
-        ValueError: The device is no CUDA GPU.
+        device: A CUDA GPU, that of the network.
 
     Source: torch.cuda.make_graphed_callables.
     """
-    if device.type != "cuda":
-        raise ValueError(f"train: --graph must have a CUDA GPU, got {device.type}; leave it out here")
     # the recording keeps autograd nodes of its own stream alive, on purpose; PyTorch 2.11 warns of that at every replay
     quiet = getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", None)
     if quiet is not None:

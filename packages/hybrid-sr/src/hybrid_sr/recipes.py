@@ -15,7 +15,9 @@ Precision = Literal["no", "bf16", "fp16"]
 Loss = Literal["l1", "charbonnier"]
 
 # A resumed run may change these: they decide when it stops, what it writes and how fast it is, not what it computes.
-FREE_ON_RESUME = frozenset({"stop_at", "max_minutes", "log_every", "save_every", "sample_every", "keep", "workers"})
+FREE_ON_RESUME = frozenset(
+    {"stop_at", "max_minutes", "log_every", "save_every", "sample_every", "keep", "workers", "graph"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)

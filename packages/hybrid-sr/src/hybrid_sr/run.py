@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from .checkpoint import Progress, check_folder, check_space, open_folder, resume
 from .data import Source, open_source
 from .exchange import Exchange
-from .graphs import record
+from .graphs import check_device, record
 from .guard import FiniteGuard
 from .model import HybridSR
 from .photos import Pair
@@ -62,9 +62,11 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
     """Build everything, check the folder and the disk, and load a checkpoint if the run is resumed.
 
     Raises:
-        ValueError: The folder, the disk, the data or the number of processes does not fit.
+        ValueError: The folder, the disk, the data, the device or the number of processes does not fit.
     """
     accelerator = join_processes(cfg)
+    if cfg.graph:
+        check_device(accelerator.device)
     main = accelerator.is_main_process
     if main:
         check_folder(cfg, out, resume=resume_run)
@@ -90,9 +92,8 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
     guard = FiniteGuard(accelerator, optimizer)
     if cfg.graph:
         record(plain, cfg, accelerator.device)
-    network = accelerator.prepare_model(
-        plain, evaluation_mode=cfg.graph
-    )  # recorded steps exchange gradients themselves
+    # recorded steps exchange gradients themselves
+    network = accelerator.prepare_model(plain, evaluation_mode=cfg.graph)
     wrapped = accelerator.prepare_optimizer(optimizer)
     accelerator.register_for_checkpointing(average)
     accelerator.wait_for_everyone()

@@ -47,15 +47,11 @@ class RecordedStep:
     share their memory: none needs what another left in it.
 
     Args:
-        run: Prepared, and resumed if it is resumed.
-
-    Raises:
-        ValueError: The device is no CUDA GPU.
+        run: Prepared, on a CUDA GPU, and resumed if it is resumed.
     """
 
     def __init__(self, run: Run) -> None:
         device = run.accelerator.device
-        check_device(device)
         self.step_on_device = DeviceStep(run)
         self.stream = torch.cuda.Stream(device)
         self.memory = torch.cuda.graph_pool_handle()

@@ -100,9 +100,8 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
         plain.parameters(), lr=cfg.lr, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True
     )
     guard = FiniteGuard(accelerator, optimizer)
-    network = accelerator.prepare_model(
-        plain, evaluation_mode=cfg.graph
-    )  # recorded steps exchange gradients themselves
+    # recorded steps exchange gradients themselves
+    network = accelerator.prepare_model(plain, evaluation_mode=cfg.graph)
     wrapped = accelerator.prepare_optimizer(optimizer)
     accelerator.register_for_checkpointing(average)
     accelerator.wait_for_everyone()

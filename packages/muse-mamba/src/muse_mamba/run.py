@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from .checkpoint import Progress, check_folder, check_space, open_folder, resume
 from .data import Collection, check_source, is_streamed, open_collection
+from .graphs import check_device
 from .guard import FiniteGuard
 from .model import TokenModel
 from .recipes import TrainConfig
@@ -66,9 +67,11 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
     """Build everything, check the folder and the disk, and load a checkpoint if the run is resumed.
 
     Raises:
-        ValueError: The folder, the disk, the data or the number of processes does not fit.
+        ValueError: The folder, the disk, the data, the device or the number of processes does not fit.
     """
     accelerator = join_processes(cfg, "muse_mamba.train")
+    if cfg.graph:
+        check_device(accelerator.device)
     main, device = accelerator.is_main_process, accelerator.device
     if main:
         check_folder(cfg, out, resume=resume_run)
@@ -101,9 +104,8 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
         plain.compile()
     optimizer = adamw(plain, cfg)
     guard = FiniteGuard(accelerator, optimizer)
-    network = accelerator.prepare_model(
-        plain, evaluation_mode=cfg.graph
-    )  # recorded steps exchange gradients themselves
+    # recorded steps exchange gradients themselves
+    network = accelerator.prepare_model(plain, evaluation_mode=cfg.graph)
     wrapped = accelerator.prepare_optimizer(optimizer)
     accelerator.register_for_checkpointing(average)
     accelerator.wait_for_everyone()

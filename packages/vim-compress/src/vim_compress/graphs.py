@@ -21,20 +21,25 @@ if TYPE_CHECKING:
 EAGER_STEPS = 3  # before the recording: kernels are compiled, moments and buffers come into being
 
 
-class RecordedStep:
-    """A training step without accumulation: the same as the loop's, with next to nothing left to the host.
-
-    Args:
-        run: Prepared, and resumed if it is resumed.
+def check_device(device: torch.device) -> None:
+    """Refuse to record where there is no CUDA.
 
     Raises:
         ValueError: The device is no CUDA GPU.
     """
+    if device.type != "cuda":
+        raise ValueError(f"train: --graph must have a CUDA GPU, got {device.type}; leave it out here")
+
+
+class RecordedStep:
+    """A training step without accumulation: the same as the loop's, with next to nothing left to the host.
+
+    Args:
+        run: Prepared, on a CUDA GPU, and resumed if it is resumed.
+    """
 
     def __init__(self, run: Run) -> None:
         device = run.accelerator.device
-        if device.type != "cuda":
-            raise ValueError(f"train: --graph must have a CUDA GPU, got {device.type}; leave it out here")
         self.step_on_device = DeviceStep(run)
         self.stream = torch.cuda.Stream(device)
         self.graphs: list[torch.cuda.CUDAGraph] = []

@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from .checkpoint import Progress, check_folder, check_space, latest, open_folder, resume
 from .config import ModelConfig
 from .data import Source, open_source
+from .graphs import check_device
 from .guard import FiniteGuard
 from .models import Network, make_network
 from .pruner import Pruner
@@ -68,9 +69,11 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
     """Build everything, check the folder and the disk, and load a checkpoint if the run is resumed.
 
     Raises:
-        ValueError: The folder, the disk, the data, the teacher or the number of processes does not fit.
+        ValueError: The folder, the disk, the data, the teacher, the device or the number of processes does not fit.
     """
     accelerator = join_processes(cfg)
+    if cfg.graph:
+        check_device(accelerator.device)
     main = accelerator.is_main_process
     if main:
         check_folder(cfg, out, resume=resume_run)
@@ -94,9 +97,8 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
         plain.compile()
     optimizer = make_optimizer(cfg, plain)
     guard = FiniteGuard(accelerator, optimizer)
-    network = accelerator.prepare_model(
-        plain, evaluation_mode=cfg.graph
-    )  # recorded steps exchange gradients themselves
+    # recorded steps exchange gradients themselves
+    network = accelerator.prepare_model(plain, evaluation_mode=cfg.graph)
     wrapped = accelerator.prepare_optimizer(optimizer)
     accelerator.register_for_checkpointing(average)
     accelerator.register_for_checkpointing(pruner)
