@@ -65,6 +65,7 @@ def test_mistakes_answer_before_torch_is_imported(tmp_path):
         (["generate", " "], "a prompt is empty"),
         (["generate", "x" * 2000], "at most 1000 characters, got 2000"),
         (["generate", "a", "--model", str(tmp_path)], "must be a folder with model.safetensors"),
+        (["generate", "a", "--upscaler", str(tmp_path)], "--upscaler: must be a folder with model.safetensors"),
     ):
         done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
         assert done.stdout == "2 False\n"
@@ -187,36 +188,6 @@ def test_pipeline_is_saved_and_loads(weights, byte_encoder, tmp_path):
     assert seen == [(step, (2, 16)) for step in range(3)]
     with pytest.raises(ValueError, match="holds no pipeline"):
         MuseMambaPipeline.from_pretrained(tmp_path)
-
-
-def test_small_pictures_are_made_large_by_a_second_model(weights, byte_encoder, capsys, tmp_path):
-    """Super-resolution: every picture of the second model follows its own of the first."""
-    import torch
-    from muse_mamba.config import model_preset
-    from muse_mamba.model import TokenModel
-    from muse_mamba.pipeline import MuseMambaPipeline
-
-    torch.manual_seed(0)
-    larger = TokenModel(replace(model_preset("tiny"), grid=(8, 8), cond_vocab=32, cond_grid=(4, 4)))
-    with torch.no_grad():
-        larger.cond_proj.weight.normal_()
-    larger.save_pretrained(tmp_path / "larger")
-    small = MuseMambaPipeline.shipped(*weights, str(byte_encoder))
-    large = MuseMambaPipeline.shipped(tmp_path / "larger", weights[1], str(byte_encoder))
-    for pipeline in (small, large):
-        pipeline.set_progress_bar_config(disable=True)
-    first = small(["a", "b"], num_inference_steps=2, generator=torch.Generator().manual_seed(0)).ids
-
-    def draw(ids):
-        made = large(["a", "b"], cond_ids=ids, num_inference_steps=2, generator=torch.Generator().manual_seed(1))
-        assert made.images[0].size == (32, 32)
-        return made.ids
-
-    one, other = draw(first), draw(torch.stack([first[0], (first[1] + 5) % 32]))
-    assert torch.equal(one[0], other[0])
-    assert not torch.equal(one[1], other[1])
-    argv = ("--model", tmp_path / "larger", "--tokenizer", weights[1], "--text-encoder", byte_encoder)
-    assert "draw small ones first" in refused(capsys, "generate", "a", *argv, "--out", tmp_path / "o")
 
 
 def test_prompt_with_more_tokens_than_the_model_reads_is_said(weights, byte_encoder, caplog):

@@ -75,7 +75,13 @@ class DrawingOptions(SamplingOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions(DrawingOptions):
-    """Options of `muse-mamba generate`."""
+    """Options of `muse-mamba generate`.
+
+    Attributes:
+        upscaler: The model/ folder of a super-resolution run, which draws the model's pictures once more, larger.
+    """
+
+    upscaler: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -213,6 +213,23 @@ class ModelConfig:
         return cls(**values)
 
 
+def why_not_upscaler(small: ModelConfig, large: ModelConfig) -> str | None:
+    """Return why a model cannot enlarge the pictures of another one with its tokenizer and text; None if it can."""
+    if not large.cond_vocab:
+        return "must be a super-resolution model, got one that draws from the text alone; docs/drawing.md trains one"
+    if (large.cond_grid, large.cond_vocab) != (small.grid, small.vocab):
+        drawn, wanted = (
+            f"{grid[0]} x {grid[1]} tokens of {vocab} codes"
+            for grid, vocab in ((small.grid, small.vocab), (large.cond_grid, large.cond_vocab))
+        )
+        return f"must enlarge {drawn}, as the base model draws, got one for {wanted}; use another base model"
+    if large.vocab != small.vocab:
+        return f"must draw the {small.vocab} codes of the base model's tokenizer, got {large.vocab}; train it with that"
+    if large.text_dim != small.text_dim:
+        return f"must read text of width {small.text_dim}, as the base model, got {large.text_dim}; use one encoder"
+    return None
+
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "direction": get_args(Direction),
     "text_layers": ("all", "first"),

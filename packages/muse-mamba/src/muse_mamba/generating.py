@@ -19,11 +19,14 @@ from .arguments import (
     SamplingOptions,
     VariationOptions,
 )
+from .config import why_not_upscaler
+from .weights import MODEL_NAME, find_model, find_tokenizer, find_upscaler, read_model_config
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from .model import TokenModel
     from .pipeline import MuseMambaPipeline
 
 LONGEST = 1_000  # characters of a sentence
@@ -34,9 +37,16 @@ def generate_command(prompts: list[str], options: GenerateOptions) -> int:
     check_prompts(prompts)
     files = plan_files(options, prompts, options.num)
     check_weights(options)
+    check_upscaler(options)
     start = time.monotonic()
     pipeline = load(options)
-    made = pipeline(prompts, **arguments_of(options), num_images_per_prompt=options.num)
+    second = None if options.upscaler is None else load_second(options.upscaler)
+    settings = arguments_of(options)  # its generator goes on from the first model to the second
+    made = pipeline(prompts, **settings, num_images_per_prompt=options.num)
+    if second is not None:
+        larger = pipeline.upscaled_by(second)  # with the text encoder, which is loaded by now
+        larger.set_progress_bar_config(disable=not sys.stderr.isatty())
+        made = larger(prompts, **settings, num_images_per_prompt=options.num, cond_ids=made.ids)
     return write(made.images, files, prompts, options, time.monotonic() - start, {"verb": "generate"})
 
 
@@ -75,14 +85,14 @@ def outpaint_command(prompts: list[str], options: OutpaintOptions) -> int:
 
 def variation_command(prompts: list[str], options: VariationOptions) -> int:
     """Run `muse-mamba variation`: hide a share of a picture's tokens and draw them anew."""
-    import torch
-
     check_prompts(prompts)
     assert options.image is not None
     picture = read_picture(options.image)
     files = plan_files(options, prompts, options.num)
     check_weights(options)
     start = time.monotonic()
+    import torch
+
     pipeline = load(options)
     ids = encode_picture(pipeline, picture)
     generator = torch.Generator().manual_seed(options.seed)
@@ -122,12 +132,27 @@ def check_weights(options: SamplingOptions) -> None:
     """Refuse to go on without weights, before anything heavy is imported.
 
     Raises:
-        ValueError: A folder is missing; the message says what to do.
+        ValueError: A folder is missing, or its model draws nothing on its own; the message says what to do.
     """
-    from .weights import find_model, find_tokenizer
-
-    find_model(options.model)
+    folder = find_model(options.model)
     find_tokenizer(options.tokenizer)
+    if read_model_config(folder).cond_vocab:
+        wanted = "a model that draws from the text alone"
+        remedy = "give it to muse-mamba generate as --upscaler"
+        raise ValueError(f"--model: must be {wanted}, got {folder}, a super-resolution model; {remedy}")
+
+
+def check_upscaler(options: GenerateOptions) -> None:
+    """Refuse a second model that does not fit to the first, before anything heavy is imported.
+
+    Raises:
+        ValueError: The folder holds none, or one that was made for other tokens, codes or text.
+    """
+    if options.upscaler is None:
+        return
+    small, large = (read_model_config(f) for f in (find_model(options.model), find_upscaler(options.upscaler)))
+    if reason := why_not_upscaler(small, large):
+        raise ValueError(f"--upscaler: {options.upscaler} {reason}")
 
 
 def load(options: SamplingOptions) -> MuseMambaPipeline:
@@ -152,6 +177,13 @@ def load(options: SamplingOptions) -> MuseMambaPipeline:
         order=options.order, top_k=options.top_k, sample_temperature=options.sample_temperature
     )
     return pipeline.to(device)
+
+
+def load_second(folder: Path) -> TokenModel:
+    """Build the second model, before the first draws: a damaged file is said at once."""
+    from .model import TokenModel
+
+    return TokenModel.from_pretrained(folder)
 
 
 def arguments_of(options: SamplingOptions) -> dict[str, Any]:
@@ -209,6 +241,7 @@ def write(
         for name, value in vars(options).items()
         if name not in ("json", "overwrite", "out", "image", "mask")
     }
+    settings["model"] = str(options.model or MODEL_NAME)
     for number, (image, file) in enumerate(zip(images, files, strict=True)):
         info = PngInfo()
         info.add_text("muse-mamba", json.dumps(settings | {"prompt": prompts[number // options.num]}))

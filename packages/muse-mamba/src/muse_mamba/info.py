@@ -14,11 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from .checks import nearest, refuse
 from .config import MODELS, ModelConfig, model_preset
 from .model import TokenModel
-from .pretrained import read_config
 from .scan import DirectedScan, Mamba2
 from .tokenizer.config import TOKENIZERS, TokenizerConfig, tokenizer_preset
 from .tokenizer.network import VQTokenizer
-from .weights import CONFIG, shipped_model
+from .weights import CONFIG, read_config, shipped_model
 
 TOKENIZER_SIDES = {"seed": 256, "emoji-64": 64, "tiny": 32}
 

@@ -17,6 +17,7 @@ from .config import CONCATENATED, ModelConfig
 from .layers import FeedForward, Text, left_pad, norm
 from .pretrained import Pretrained
 from .scan import TextMamba
+from .weights import MODEL_KIND
 
 
 class Predicted(NamedTuple):
@@ -47,7 +48,7 @@ class TokenModel(Pretrained):
     """
 
     config_class: ClassVar = ModelConfig
-    kind: ClassVar = "token-model"
+    kind: ClassVar = MODEL_KIND
 
     def __init__(self, config: ModelConfig, outputs: int | None = None) -> None:
         super().__init__()

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from .checks import refuse
+from .config import why_not_upscaler
 from .decoding import DecodeOptions, decode
 from .model import TokenModel
 from .scheduler import MuseMambaScheduler
@@ -106,6 +107,21 @@ class MuseMambaPipeline(DiffusionPipeline):
         scheduler = cast(MuseMambaScheduler, MuseMambaScheduler.from_pretrained(folder / "scheduler"))
         model = TokenModel.from_pretrained(folder / "model")
         return cls(model, VQTokenizer.from_pretrained(folder / "tokenizer"), scheduler, encoder)
+
+    def upscaled_by(self, model: TokenModel) -> MuseMambaPipeline:
+        """Return the pipeline of a super-resolution model, which takes this one's `ids` as `cond_ids`.
+
+        Tokenizer, scheduler and device are this one's; so is the text encoder, where it is loaded and cuts alike.
+
+        Raises:
+            ValueError: The model was made for other tokens, codes or text.
+        """
+        if reason := why_not_upscaler(self.model.config, model.config):
+            raise ValueError(f"MuseMambaPipeline: model {reason}")
+        larger = MuseMambaPipeline(model, self.tokenizer, self.scheduler, self.text_encoder_name).to(self.device)
+        if model.config.text_length == self.model.config.text_length:
+            larger._encoder = self._encoder
+        return larger
 
     def encode(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return states (B, T, Ct) and mask (B, T) of sentences, on the pipeline's device.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import refuse
-from .weights import CONFIG, WEIGHTS
+from .weights import CONFIG, WEIGHTS, read_config
 
 
 class Pretrained(nn.Module):
@@ -82,26 +82,6 @@ class Pretrained(nn.Module):
 def exact(x: Tensor) -> AbstractContextManager[object]:
     """Return a context without autocast for the device of a tensor."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
-
-
-def read_config(folder: Path, kind: str) -> dict[str, Any]:
-    """Read config.json of a network's folder.
-
-    Raises:
-        ValueError: It is missing, is no JSON, or belongs to another kind of network.
-    """
-    file = folder / CONFIG
-    if not file.is_file():
-        wanted = f"a folder with {CONFIG} and {WEIGHTS}"
-        refuse("from_pretrained", "folder", wanted, str(folder), "give a run's model/ folder")
-    try:
-        values = json.loads(file.read_text())
-        found = values.pop("kind", None)
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"from_pretrained: {file} is no configuration: {error}; save the network again") from error
-    if found != kind:
-        refuse("from_pretrained", "folder", f"one that holds a {kind}", f"{folder} with {found}", "check the path")
-    return values
 
 
 def export_copy(source: Path, target: Path) -> None:
