@@ -23,7 +23,7 @@ class NetworkOptions:
     """Which network runs, where and how.
 
     Attributes:
-        scale: Upscaling factor; weights for 2 and 4 ship.
+        scale: Upscaling factor; weights for 2 and 4 ship, 3 is 4 made smaller unless weights are given.
         weights: A run's model/ folder, a .safetensors file or a published .pth; the shipped weights if not given.
         preset: Network of a weights file that does not say, or of the shipped weights.
         device: auto (a CUDA GPU if there is one, else the CPU), cpu, cuda, cuda:1, mps.

@@ -15,8 +15,6 @@ Mixer = Literal["legacy", "mamba", "mamba2"]
 Order = Literal["given", "hilbert"]
 Smoothness = Literal["rough", "medium", "smooth", "mixed"]
 
-CHANNELS = {1: "value", 3: "RGB"}  # what channels are called where nothing says more
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:

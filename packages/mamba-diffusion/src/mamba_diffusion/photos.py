@@ -31,7 +31,6 @@ PLASMA = (
     *("BytheWater", "ColdRipple", "ColorfulCups", "DarkestHour", "EveningGlow", "FallenLeaf"),
     *("Grey", "Kite", "OneStandsOut", "Path", "summer_1am"),
 )
-KLEIBER = "Kleiber_by_Lukas_Baubkus"
 BACKGROUNDS = "usr/share/backgrounds"
 WALLPAPER = "usr/share/wallpapers/{}/contents/images/2560x1600.jpg"
 # name, file under the root, Debian package, licence

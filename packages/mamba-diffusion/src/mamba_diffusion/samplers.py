@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from .process import data_of, noise_of
@@ -125,24 +124,3 @@ def _step(
         old = math.sqrt(max(0.0, (1 - u) ** 2 - new**2))
         return u * data_of(z, v, t) + old * noise_of(z, v, t) + new * fresh()
     return z + dt * v
-
-
-def order_of(errors: list[float], steps: list[int]) -> float:
-    """Return the convergence order of errors at numbers of steps, by the last pair."""
-    return math.log(errors[-2] / errors[-1]) / math.log(steps[-1] / steps[-2])
-
-
-def gaussian_velocity(mean: float, std: float) -> Velocity:
-    """Return the exact velocity where the data is Gaussian, for tests: E[z_1 - e | z_t]."""
-
-    def velocity(z: Tensor, t: float) -> Tensor:
-        variance = (1 - t) ** 2 + (t * std) ** 2
-        away = (z - t * mean) / variance
-        return mean + t * std**2 * away - (1 - t) * away
-
-    return velocity
-
-
-def gaussian_flow(z: Tensor, mean: float, std: float) -> Tensor:
-    """Return where noise z ends under `gaussian_velocity`: the exact solution."""
-    return mean + std * torch.as_tensor(z)

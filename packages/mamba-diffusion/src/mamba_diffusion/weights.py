@@ -15,7 +15,6 @@ from .model import SparseField
 
 SHIPPED = Path(__file__).parent / "weights"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
-OWN = ("mean", "std")  # scaling of the data, not weights
 ORIGIN = ("model_state_dict", "state_dict", "params_ema")
 FLOAT32 = ("mean", "std", "network.fourier.B")  # what ships in full precision: 285 K has no room in half precision
 

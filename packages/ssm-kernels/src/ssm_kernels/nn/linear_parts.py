@@ -41,12 +41,6 @@ def scaled_steps(log_step: Tensor, scale: float) -> Tensor:
     return log_step.float().exp() * scale
 
 
-def check_sequence(name: str, x: Tensor, d_model: int) -> None:
-    """Refuse anything but (B, L, C)."""
-    if x.dim() != 3 or x.shape[-1] != d_model:
-        refuse(name, "x", f"(B, L, {d_model})", tuple(x.shape), "channels come last; flatten pictures to tokens first")
-
-
 def check_token(name: str, x: Tensor, d_model: int, bidirectional: bool) -> None:
     """Refuse anything but (B, C), and a step of a model that also sees the future."""
     if bidirectional:

@@ -13,7 +13,6 @@ from ..ops.s4_kernel.api import Method, kernel_of
 from .hippo import legs_modes
 from .linear_parts import (
     GatedOutput,
-    check_sequence,
     check_token,
     complex_normal,
     get_complex,
@@ -21,6 +20,7 @@ from .linear_parts import (
     put_complex,
     scaled_steps,
 )
+from .mamba import check_sequence
 
 
 class S4(nn.Module):

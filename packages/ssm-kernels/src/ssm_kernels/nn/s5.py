@@ -16,13 +16,13 @@ from ..ops.linear_scan.run import run
 from .hippo import legs_modes
 from .linear_parts import (
     SigmoidOutput,
-    check_sequence,
     check_token,
     get_complex,
     log_steps,
     put_complex,
     scaled_steps,
 )
+from .mamba import check_sequence
 
 
 class S5(nn.Module):

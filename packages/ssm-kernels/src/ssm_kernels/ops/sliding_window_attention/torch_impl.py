@@ -12,16 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..window_attention.torch_impl import work_dtype
+
 SCORE_BYTES = {"cpu": 16 * 2**20, "other": 256 * 2**20}
 SHORTEST_TILE = {1: 64, 2: 8}  # tokens along an axis, by the number of axes
-
-
-def _work_dtype(*tensors: Tensor) -> torch.dtype:
-    """Give the dtype of the matrix products: that of the inputs, but never half precision on a CPU."""
-    dtype = tensors[0].dtype
-    for x in tensors[1:]:
-        dtype = torch.promote_types(dtype, x.dtype)
-    return torch.promote_types(dtype, torch.float32) if tensors[0].device.type == "cpu" else dtype
 
 
 @dataclass(frozen=True)
@@ -109,7 +103,7 @@ def _probabilities(scaled: Tensor, key: Tensor, seen: Tensor) -> Tensor:
 
 def sliding_window_attention_torch(q: Tensor, k: Tensor, v: Tensor, window: int, band: bool) -> Tensor:
     """Compute sliding-window attention tile by tile on (B, H, W, heads, d)."""
-    dtype = _work_dtype(q, k, v)
+    dtype = work_dtype(q, k, v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     for tile in _tiles(q, window, band, dtype.itemsize):
         query, key, value = _take(q, tile.queries, dtype), _take(k, tile.keys, dtype), _take(v, tile.keys, dtype)
@@ -126,7 +120,7 @@ def sliding_window_attention_backward_torch(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, window: int, band: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradients of q, k and v; the scores are made again. Tiles add to shared keys one after the other."""
-    dtype = _work_dtype(q, k, v)
+    dtype = work_dtype(q, k, v)
     wide = torch.promote_types(dtype, torch.float32)
     scale = q.shape[-1] ** -0.5
     grad_q = torch.empty(q.shape, dtype=q.dtype, device=q.device)

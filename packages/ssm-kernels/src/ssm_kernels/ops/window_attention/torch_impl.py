@@ -16,7 +16,7 @@ SCORE_BYTES = {"cpu": 16 * 2**20, "other": 256 * 2**20}
 Box = tuple[slice, slice, slice]  # images, window rows, window columns
 
 
-def _work_dtype(*tensors: Tensor) -> torch.dtype:
+def work_dtype(*tensors: Tensor) -> torch.dtype:
     """Give the dtype of the matrix products: that of the inputs, but never half precision on a CPU."""
     dtype = tensors[0].dtype
     for x in tensors[1:]:
@@ -159,7 +159,7 @@ def window_attention_torch(
     scale: float,
 ) -> Tensor:
     """Compute window attention slab by slab; without a bias the scores never reach memory."""
-    plan = _Plan(q, bias_table, window, key_window, shift, _work_dtype(q, k, v))
+    plan = _Plan(q, bias_table, window, key_window, shift, work_dtype(q, k, v))
     queries = plan.query_windows(plan.moved(q))
     keys, values = (plan.key_windows(plan.padded(plan.moved(x))) for x in (k, v))
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -201,7 +201,7 @@ def window_attention_backward_torch(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute the gradients of q, k, v and the table (an empty tensor without one); the scores are made again."""
-    plan = _Plan(q, bias_table, window, key_window, shift, _work_dtype(q, k, v))
+    plan = _Plan(q, bias_table, window, key_window, shift, work_dtype(q, k, v))
     grads, queries = (plan.query_windows(plan.moved(x)) for x in (grad, q))
     key_picture, value_picture = (plan.padded(plan.moved(x)) for x in (k, v))
     keys, values = plan.key_windows(key_picture), plan.key_windows(value_picture)
