@@ -297,6 +297,9 @@ def test_parquet_streams_with_their_classes(tmp_path):
     stream.start = 2
     later = next(iter(stream))
     assert torch.equal(later["image"], batches[2]["image"])
+    mixed, _, _ = open_source(replace(cfg, mixup=0.8, micro_batch=1), rank=0, verbose=False)
+    with pytest.raises(ValueError, match=r"micro_batch: must be even, .* got 1; change it"):
+        list(iter(mixed))
     (tmp_path / "shards" / "validation-0.parquet").write_bytes(b"cut off")
     with pytest.raises(ValueError, match="readable data set"):  # not passed over for the test split, or for none
         stream.held_out()

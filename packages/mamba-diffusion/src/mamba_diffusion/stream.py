@@ -27,7 +27,7 @@ from .sources import Field
 SHUFFLE_BUFFER = 1_000  # rows
 FIRST_ROWS = 64  # whose mean and deviation stand for those of the whole set
 ARROW_THAT_HANGS = 24  # major version; up to it threads may hang when they are closed, for which `datasets` waits
-READERS = {".tar": "webdataset", ".parquet": "parquet"}
+SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
 
 
 class Stream(IterableDataset[Batch]):
@@ -153,7 +153,7 @@ def open_rows(data: str, seed: int) -> tuple[str, Any]:
 def _request(data: str) -> tuple[Any, ...]:
     """Return the arguments of `load_dataset`: a reader and its files, or the name of a data set."""
     path = Path(data)
-    for suffix, reader in READERS.items():
+    for suffix, reader in SHARDS.items():
         files = [path] if path.is_file() and path.suffix == suffix else sorted(path.rglob(f"*{suffix}"))
         if files:
             return reader, None, None, [str(file) for file in files]

@@ -27,6 +27,7 @@ from .recipes import TrainConfig
 
 SHUFFLE_BUFFER = 1_000  # rows
 FIRST_ROWS = 100  # one of them must be a picture
+ARROW_THAT_HANGS = 24  # major version; up to it threads may hang when they are closed, for which `datasets` waits
 SHARDS = {".parquet": "parquet", ".tar": "webdataset"}
 HELD_SPLITS = ("validation", "valid", "test")
 MOST_HELD = 5_000  # pictures to validate on
@@ -74,7 +75,10 @@ class Stream(IterableDataset[dict[str, Tensor]]):
             found: dict[int, tuple[NDArray[np.uint8], int]] = {}
             wanted = sorted({n for m in numbers for n in (m & ~1, m | 1)}) if partners else numbers
             if wanted[0] < position:
-                raise ValueError("data: a stream with mixup needs an even --micro_batch, since neighbours are mixed")
+                raise ValueError(
+                    f"micro_batch: must be even, as neighbours of a stream are mixed, got {self.cfg.micro_batch}; "
+                    "change it, or set mixup and cutmix to 0"
+                )
             for number in wanted:
                 value = next(islice(values, number - position, None))
                 position = number + 1
@@ -148,11 +152,14 @@ def open_rows(data: str, split: str) -> tuple[str, str, tuple[str, ...], Any]:
     """
     try:
         import datasets
+        from datasets import config as settings
     except ModuleNotFoundError as error:
         raise ValueError(
             f"data: {data} is no folder of classes, and reading it as a data set needs a library; "
             "pip install 'vim-compress[streaming]'"
         ) from error
+    if settings.PYARROW_VERSION.major > ARROW_THAT_HANGS:
+        settings.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0  # else five seconds at the end of every epoch
     broken = datasets.exceptions.DatasetsError  # pyright: ignore[reportAttributeAccessIssue]  # its __init__ imports it
     try:
         rows: Any = datasets.load_dataset(*_request(data, split), streaming=True)
@@ -164,7 +171,10 @@ def open_rows(data: str, split: str) -> tuple[str, str, tuple[str, ...], Any]:
     labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     plain = [name for name in LABELS if name in features]
     if not images or not (labels or plain):
-        raise ValueError(f"data: {data} needs a column of pictures and one of classes, has {', '.join(features)}")
+        raise ValueError(
+            f"data: {data} must have a column of pictures and one of classes, "
+            f"got {', '.join(features)}; give such a set"
+        )
     label = (labels or plain)[0]
     rows = rows.select_columns([images[0], label]).cast_column(images[0], datasets.Image(decode=False))
     if labels:
