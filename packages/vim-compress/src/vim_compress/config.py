@@ -9,7 +9,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
+
+from .configchecks import check_widths, choices, refuse, shared_checks, tuples, whole, whole_numbers
 
 Mixer = Literal["mamba", "mamba2", "s4", "s4d", "s5"]
 Gate = Literal["none", "output", "inner"]
@@ -94,26 +96,26 @@ class VimConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be built. Lists become tuples, so that a configuration read from JSON is equal."""
-        _tuples(self, "image", "mean", "std", "labels")
-        _whole_numbers(self, 1, "channels", "patch", "stride", "dim", "depth", "expand", "d_state", "se_ratio")
-        _whole_numbers(self, 0, "classes", "dt_rank")
+        tuples(self, "image", "mean", "std", "labels")
+        whole_numbers(self, 1, "channels", "patch", "stride", "dim", "depth", "expand", "d_state", "se_ratio")
+        whole_numbers(self, 0, "classes", "dt_rank")
         if not 2 <= self.d_conv <= 8:
-            _refuse(self, "d_conv", "in 2..8", self.d_conv)
+            refuse(self, "d_conv", "in 2..8", self.d_conv)
         if not self.step_scale > 0:
-            _refuse(self, "step_scale", "above 0", self.step_scale)
-        _shared_checks(self)
-        _choices(self, family="vim", mixer=Mixer, se=Gate, token_conv=TokenConv, stem=Stem, init=Init)
+            refuse(self, "step_scale", "above 0", self.step_scale)
+        shared_checks(self)
+        choices(self, family="vim", mixer=Mixer, se=Gate, token_conv=TokenConv, stem=Stem, init=Init)
         if min(self.image) < self.patch:
-            _refuse(self, "image", f"at least one patch of {self.patch} pixels", self.image, "take a smaller patch")
+            refuse(self, "image", f"at least one patch of {self.patch} pixels", self.image, "take a smaller patch")
         if self.stem == "mobilenet" and (self.patch & (self.patch - 1) or self.patch < 2 or self.stride != self.patch):
-            _refuse(self, "patch", "a power of two, and stride the same, for stem='mobilenet'", self.patch)
+            refuse(self, "patch", "a power of two, and stride the same, for stem='mobilenet'", self.patch)
         if self.mixer != "mamba" and (self.token_conv != "causal" or self.widths):
-            _refuse(self, "mixer", "'mamba' with widths or token_conv='depthwise2d'", repr(self.mixer))
+            refuse(self, "mixer", "'mamba' with widths or token_conv='depthwise2d'", repr(self.mixer))
         known = {f"layers.{i}.{axis}" for i in range(self.depth) for axis in ("inner", "state", "state_b")}
-        _check_widths(self, known | ({"stem"} if self.stem == "mobilenet" else set()), least={"state": 0, "state_b": 0})
+        check_widths(self, known | ({"stem"} if self.stem == "mobilenet" else set()), least={"state": 0, "state_b": 0})
         for i in range(self.depth):
             if self.state(i) == (0, 0):
-                _refuse(self, "widths", f"one direction of block {i} at least", "no states in both")
+                refuse(self, "widths", f"one direction of block {i} at least", "no states in both")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -217,31 +219,31 @@ class MambaVisionConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be built. Lists become tuples, so that a configuration read from JSON is equal."""
-        _tuples(self, "image", "depths", "heads", "windows", "stem_strides", "mean", "std", "labels")
-        _whole_numbers(self, 1, "channels", "dim", "in_dim", "d_state", "reach", "se_ratio")
-        _whole_numbers(self, 0, "classes")
+        tuples(self, "image", "depths", "heads", "windows", "stem_strides", "mean", "std", "labels")
+        whole_numbers(self, 1, "channels", "dim", "in_dim", "d_state", "reach", "se_ratio")
+        whole_numbers(self, 0, "classes")
         for name in ("depths", "heads", "windows"):
-            if len(getattr(self, name)) != 4 or not all(_whole(x) for x in getattr(self, name)):
-                _refuse(self, name, "four whole numbers of at least 1, one per stage", getattr(self, name))
+            if len(getattr(self, name)) != 4 or not all(whole(x) for x in getattr(self, name)):
+                refuse(self, name, "four whole numbers of at least 1, one per stage", getattr(self, name))
         if len(self.stem_strides) != 2 or not set(self.stem_strides) <= {1, 2}:
-            _refuse(self, "stem_strides", "two numbers, 1 or 2", self.stem_strides)
+            refuse(self, "stem_strides", "two numbers, 1 or 2", self.stem_strides)
         for stage in (2, 3):
             if self.stage_dim(stage) % self.heads[stage]:
                 wanted = f"divisors of the stages' widths, here of {self.stage_dim(stage)}"
-                _refuse(self, "heads", wanted, self.heads)
+                refuse(self, "heads", wanted, self.heads)
             if self.stage_dim(stage) % 2:
-                _refuse(self, "dim", "such that a scan mixer can split its stage in halves", self.dim)
+                refuse(self, "dim", "such that a scan mixer can split its stage in halves", self.dim)
         if not 2 <= self.d_conv <= 8:
-            _refuse(self, "d_conv", "in 2..8", self.d_conv)
+            refuse(self, "d_conv", "in 2..8", self.d_conv)
         if not self.mlp_ratio > 0 or not self.step_scale > 0 or self.layer_scale < 0:
-            _refuse(self, "mlp_ratio and step_scale", "above 0, and layer_scale at least 0", self.mlp_ratio)
+            refuse(self, "mlp_ratio and step_scale", "above 0, and layer_scale at least 0", self.mlp_ratio)
         if self.attention == "neighbourhood" and self.reach % 2 == 0:
-            _refuse(self, "reach", "odd for attention='neighbourhood'", self.reach)
-        _shared_checks(self)
-        _choices(self, family="mambavision", mixer=Mixer, attention=Attention, conv_blocks=ConvBlocks, se=Gate)
+            refuse(self, "reach", "odd for attention='neighbourhood'", self.reach)
+        shared_checks(self)
+        choices(self, family="mambavision", mixer=Mixer, attention=Attention, conv_blocks=ConvBlocks, se=Gate)
         if self.se == "inner":
-            _refuse(self, "se", "'none' or 'output'", "'inner'", "only Vim has the other place")
-        _check_widths(self, self._width_names())
+            refuse(self, "se", "'none' or 'output'", "'inner'", "only Vim has the other place")
+        check_widths(self, self._width_names())
 
     def stage_dim(self, stage: int) -> int:
         """Width of a stage."""
@@ -309,14 +311,14 @@ class CnnConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be built. Lists become tuples, so that a configuration read from JSON is equal."""
-        _tuples(self, "image", "dims", "mean", "std", "labels")
-        _whole_numbers(self, 1, "channels")
-        _whole_numbers(self, 0, "classes")
-        if not self.dims or not all(_whole(x) for x in self.dims):
-            _refuse(self, "dims", "whole numbers of at least 1", self.dims)
-        _shared_checks(self)
-        _choices(self, family="cnn")
-        _check_widths(self, set())
+        tuples(self, "image", "dims", "mean", "std", "labels")
+        whole_numbers(self, 1, "channels")
+        whole_numbers(self, 0, "classes")
+        if not self.dims or not all(whole(x) for x in self.dims):
+            refuse(self, "dims", "whole numbers of at least 1", self.dims)
+        shared_checks(self)
+        choices(self, family="cnn")
+        check_widths(self, set())
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain numbers, strings and lists, as config.json holds them."""
@@ -357,61 +359,3 @@ def grid_of(image: tuple[int, int], patch: int, stride: int) -> tuple[int, int]:
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-
-
-def _tuples(config: ModelConfig, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if isinstance(value, list):
-            object.__setattr__(config, name, tuple(value))
-
-
-def _shared_checks(config: ModelConfig) -> None:
-    if len(config.image) != 2 or not all(_whole(x) for x in config.image):
-        _refuse(config, "image", "two whole numbers, height and width", config.image)
-    if not 0 <= config.drop_path < 1:
-        _refuse(config, "drop_path", "in [0, 1)", config.drop_path)
-    if not 0 < config.crop_pct <= 1:
-        _refuse(config, "crop_pct", "above 0 and at most 1", config.crop_pct)
-    for name in ("mean", "std"):
-        if len(getattr(config, name)) != config.channels:
-            _refuse(config, name, f"one number for each of {config.channels} channels", getattr(config, name))
-    if config.labels and len(config.labels) != config.classes:
-        wanted = f"a list of classes={config.classes} names, as the head has outputs"
-        _refuse(config, "labels", wanted, f"{len(config.labels)} names", "give the class list of these weights")
-
-
-def _check_widths(config: ModelConfig, known: set[str], least: Mapping[str, int] | None = None) -> None:
-    for name, value in config.widths.items():
-        if name not in known:
-            close = get_close_matches(name, sorted(known), n=1)
-            _refuse(
-                config, "widths", "names of this network's axes", repr(name), f"did you mean {(close or ['-'])[0]}?"
-            )
-        floor = (least or {}).get(name.rpartition(".")[2], 1)
-        if not isinstance(value, int) or isinstance(value, bool) or value < floor:
-            _refuse(config, f"widths[{name}]", f"a whole number of at least {floor}", value)
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _whole_numbers(config: ModelConfig, least: int, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            _refuse(config, name, f"a whole number of at least {least}", value)
-
-
-def _choices(config: ModelConfig, *, family: str, **kinds: Any) -> None:
-    if config.family != family:
-        _refuse(config, "family", repr(family), repr(config.family))
-    for name, kind in kinds.items():
-        if getattr(config, name) not in get_args(kind):
-            _refuse(config, name, f"one of {', '.join(get_args(kind))}", repr(getattr(config, name)))
-
-
-def _refuse(config: ModelConfig, name: str, wanted: str, found: object, remedy: str = "") -> None:
-    kind = type(config).__name__
-    raise ValueError(f"{kind}: {name} must be {wanted}, got {found}" + (f"; {remedy}" if remedy else ""))
