@@ -76,8 +76,8 @@ def test_published_recipe():
         ({"stop_at": 0}, "stop_at must be at least 1"),
         ({"precision": "fp8"}, "precision must be one of no, bf16, fp16"),
         ({"loss": "l2"}, "loss must be one of l1, charbonnier"),
-        ({"graph": True, "compile": True}, "graph must be off with compile"),
-        ({"graph": True, "micro_batch": 2}, "graph must be off with .* accumulation"),
+        ({"graph": True, "compile": True}, "graph must be off with .* got it with compile; leave out"),
+        ({"graph": True, "micro_batch": 2}, "graph must be off with .* got it with accumulation; leave out"),
         ({"processes": 3}, r"global_batch must be a multiple of micro_batch \* processes = 4 \* 3 = 12, got 4"),
     ],
 )

@@ -155,8 +155,13 @@ def test_full_memory_names_what_fits_without_recording():
 
 
 @pytest.mark.parametrize(
-    "change", [{"micro_batch": 2}, {"compile": True}, {"checkpoint_activations": True}, {"precision": "fp16"}]
+    ("change", "said"),
+    [
+        ({"micro_batch": 2}, "accumulation"),
+        ({"compile": True, "precision": "fp16"}, "fp16 and compile"),
+        ({"checkpoint_activations": True}, "checkpoint_activations"),
+    ],
 )
-def test_recording_is_refused_beside_what_it_cannot_record(change):
-    with pytest.raises(ValueError, match=r"graph must be off with .*, got both; leave out one of them"):
+def test_recording_is_refused_beside_what_it_cannot_record(change, said):
+    with pytest.raises(ValueError, match=f"graph must be off with .*, got it with {said}; leave out one of them"):
         replace(tiny(), graph=True, **change)

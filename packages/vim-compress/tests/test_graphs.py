@@ -103,9 +103,18 @@ def test_recording_without_a_gpu_leaves_no_folder(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_recording_with_accumulation_is_refused():
-    with pytest.raises(ValueError, match="graph must be off"):
-        replace(tiny(), graph=True, micro_batch=4)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"micro_batch": 4}, "accumulation"),
+        ({"compile": True, "precision": "fp16"}, "fp16 and compile"),
+        ({"checkpoint_activations": True}, "checkpoint_activations"),
+        ({"optimizer": "lamb", "mesa": 0.5}, "lamb and mesa"),
+    ],
+)
+def test_recording_is_refused_beside_what_it_cannot_record(change, said):
+    with pytest.raises(ValueError, match=f"graph must be off with .*, got it with {said}; leave out one of them"):
+        replace(tiny(), graph=True, **change)
 
 
 def test_full_memory_names_what_fits_without_recording():

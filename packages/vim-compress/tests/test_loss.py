@@ -58,5 +58,3 @@ def test_own_average_is_imitated_from_a_quarter_of_the_run_on():
 
 def test_published_recipes_of_mambavision_imitate_their_average():
     assert [recipe(f"mambavision_{size}").mesa for size in ("t", "s", "l")] == [0.5, 0.5, 6.0]
-    with pytest.raises(ValueError, match="graph must be off"):
-        replace(tiny(), graph=True, mesa=0.5)

@@ -120,10 +120,15 @@ class TrainConfig:
                 f"TrainConfig: global_batch must be a multiple of micro_batch * processes = {self.micro_batch} * "
                 f"{self.processes} = {per_pass}, got {self.global_batch}; change one of the three"
             )
-
-        if self.graph and (self.compile or self.checkpoint_activations or self.micro_steps > 1):
+        against = {
+            "accumulation": self.micro_steps > 1,
+            "compile": self.compile,
+            "checkpoint_activations": self.checkpoint_activations,
+        }
+        found = [name for name, on in against.items() if on]
+        if self.graph and found:
             raise ValueError(
-                "TrainConfig: graph must be off with compile, checkpoint_activations or accumulation, got both; "
+                f"TrainConfig: graph must be off with {', '.join(against)}, got it with {' and '.join(found)}; "
                 "leave out one of them"
             )
 

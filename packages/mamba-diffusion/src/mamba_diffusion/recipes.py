@@ -127,11 +127,17 @@ class TrainConfig:
                 f"TrainConfig: global_batch must be a multiple of micro_batch * processes = {self.micro_batch} * "
                 f"{self.processes} = {per_pass}, got {self.global_batch}; change one of the three"
             )
-        recordable = self.precision != "fp16" and not (self.compile or self.checkpoint_activations)
-        if self.graph and not (recordable and self.micro_steps == 1):
+        against = {
+            "accumulation": self.micro_steps > 1,
+            "fp16": self.precision == "fp16",
+            "compile": self.compile,
+            "checkpoint_activations": self.checkpoint_activations,
+        }
+        found = [name for name, on in against.items() if on]
+        if self.graph and found:
             raise ValueError(
-                "TrainConfig: graph must be off with accumulation, fp16, compile or checkpoint_activations, "
-                "got both; leave out one of them"
+                f"TrainConfig: graph must be off with {', '.join(against)}, got it with {' and '.join(found)}; "
+                "leave out one of them"
             )
 
     def _check_points(self) -> None:

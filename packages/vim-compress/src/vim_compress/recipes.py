@@ -163,13 +163,19 @@ class TrainConfig:
                 f"TrainConfig: global_batch must be a multiple of micro_batch * processes = {self.micro_batch} * "
                 f"{self.processes} = {per_pass}, got {self.global_batch}; change one of the three"
             )
-
-        graphed = self.optimizer == "adamw" and self.precision != "fp16"
-        graphed = graphed and not (self.checkpoint_activations or self.mesa)
-        if self.graph and not (graphed and self.micro_steps == 1):
+        against = {
+            "accumulation": self.micro_steps > 1,
+            "fp16": self.precision == "fp16",
+            "compile": self.compile,
+            "checkpoint_activations": self.checkpoint_activations,
+            "lamb": self.optimizer == "lamb",
+            "mesa": self.mesa > 0,
+        }
+        found = [name for name, on in against.items() if on]
+        if self.graph and found:
             raise ValueError(
-                "TrainConfig: graph must be off with accumulation, lamb, fp16, mesa or checkpoint_activations, "
-                "got both; leave out one of them"
+                f"TrainConfig: graph must be off with {', '.join(against)}, got it with {' and '.join(found)}; "
+                "leave out one of them"
             )
 
     @property
