@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -93,6 +94,17 @@ def test_drawing_is_put_into_a_square():
     assert ink[:, 1].min() <= 2
     assert ink[:, 1].max() >= 37
     assert abs(ink[:, 0].mean() - 19.5) < 1.5
+
+
+def test_more_pictures_than_memory_are_refused_as_soon_as_it_is_clear(pictures, monkeypatch):
+    """A folder of a million pictures must not end with the system killing the process."""
+    import psutil
+
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+    with pytest.raises(
+        ValueError, match=r"data: 1 of \d+ images take .* GB of memory .*; give fewer, or pack them into"
+    ):
+        open_collection(str(pictures), size=32, captioned=False, verbose=False)
 
 
 def test_picture_is_a_function_of_its_number(pictures):

@@ -30,8 +30,6 @@ Batch = dict[str, Tensor]
 
 CHOICE, SHUFFLE = 1, 2  # names of the random streams beside the seed
 AHEAD = 4  # batches that every worker prepares in advance
-MEMORY_SHARE = 0.8  # of the free memory that pictures may take
-PICTURE_SIZE = 64  # of drawings, in pixels, without a size of the run's own
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,8 +20,6 @@ from .pretrained import exact
 from .tokenizer import VQTokenizer
 from .weights import find_model, find_tokenizer
 
-SUFFIXES = (".onnx", ".pt2", ".safetensors")
-
 
 class Encoder(nn.Module):
     """Pictures (B, 3, H, W) in [0, 1] to ids (B, h, w)."""

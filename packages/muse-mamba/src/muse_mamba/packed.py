@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from .sources import Picture, find_pictures, open_image
 
+MOST_OF_MEMORY = 0.8  # that pictures may take of what is free
+
 if TYPE_CHECKING:
     from .text import TextCache
 
@@ -57,16 +59,26 @@ def read_all(pictures: Sequence[Picture], size: int | None, *, verbose: bool = T
         verbose: Say what was skipped.
 
     Raises:
-        ValueError: None can be read.
+        ValueError: None can be read, or they take more memory than is free.
     """
+    import psutil
+
     good: list[Pictured] = []
     skipped: list[str] = []
-    for p in pictures:
+    taken, free = 0, round(MOST_OF_MEMORY * psutil.virtual_memory().available)
+    for number, p in enumerate(pictures, start=1):
         try:
             pixels = p.read(size)
         except (OSError, ValueError) as error:
             skipped.append(f"skipped {p.path}: {error}")
             continue
+        taken += pixels.nbytes
+        if taken > free:
+            raise ValueError(
+                f"data: {number} of {len(pictures)} images take {taken / 1e9:.1f} GB of memory per process, of which "
+                f"{free / 1e9:.1f} may be used; give fewer, or pack them into parquet or WebDataset shards, which are "
+                "streamed"
+            )
         good.append(
             Pictured(
                 name=p.name, captions=p.captions, split=p.split, concept=p.concept, package=p.package, pixels=pixels
