@@ -52,5 +52,16 @@ def test_says_which_batch_fits(monkeypatch, capsys, tmp_path, name, limit, said)
 def test_several_processes_are_told_what_the_run_would_take(package, micro, said):
     """Nothing is tried then; what is named divides the batch of all processes, and is smaller than what failed."""
     outofmemory = importlib.import_module(f"{package}.outofmemory")
-    cfg = SimpleNamespace(micro_batch=micro, global_batch=24 if micro == 12 else 20, processes=2)
+    cfg = SimpleNamespace(micro_batch=micro, global_batch=24 if micro == 12 else 20, processes=2, graph=False)
     assert said in outofmemory.fitting_batch(cfg, lambda *_: pytest.fail("tried"))
+
+
+@pytest.mark.parametrize("micro", [1, 5])
+@pytest.mark.parametrize("package", ["hybrid_sr", "mamba_diffusion", "muse_mamba", "vim_compress"])
+def test_several_recording_processes_are_told_to_leave_that_out_first(package, micro):
+    """One process of several that tried by itself would wait for the others for ever."""
+    outofmemory = importlib.import_module(f"{package}.outofmemory")
+    cfg = SimpleNamespace(micro_batch=micro, global_batch=20, processes=2, graph=True)
+    more = {"recorded": True} if package == "muse_mamba" else {}  # its trainers share the function
+    answer = outofmemory.fitting_batch(cfg, lambda *_: pytest.fail("tried"), **more)
+    assert f"try --micro_batch {micro} without --graph" in answer

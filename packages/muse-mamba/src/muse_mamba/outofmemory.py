@@ -37,9 +37,10 @@ def fitting_batch(cfg: Config, train: Callable[[Config, Path], object], *, recor
     divides = [2**n for n in range(cfg.micro_batch.bit_length()) if cfg.global_batch % (2**n * cfg.processes) == 0]
     smaller = [micro for micro in reversed(divides) if micro < cfg.micro_batch]  # powers of two: a few tries
     without = " without --graph" if recorded else ""
-    if cfg.processes > 1 and smaller:
-        return f"{full}; try --micro_batch {smaller[0]}{without}: {again}"
-    for micro in [cfg.micro_batch, *smaller] if recorded else smaller:
+    worth = [cfg.micro_batch, *smaller] if recorded else smaller
+    if cfg.processes > 1 and worth:
+        return f"{full}; try --micro_batch {worth[0]}{without}: {again}"
+    for micro in worth:
         if _fits(cfg, micro, train):
             return f"{full}; --micro_batch {micro} fits{without}: {again}"
     return f"{full} and no smaller one fits{without}; add --checkpoint_activations true or take a smaller preset"

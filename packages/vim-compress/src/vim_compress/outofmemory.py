@@ -34,9 +34,10 @@ def fitting_batch(cfg: TrainConfig, train: Callable[[TrainConfig, Path], object]
     smaller = [micro for micro in reversed(divides) if micro < cfg.micro_batch]  # powers of two: a few tries
     recorded = cfg.graph  # recordings take memory of their own, and do not accumulate
     without = " without --graph" if recorded else ""
-    if cfg.processes > 1 and smaller:
-        return f"{full}; try --micro_batch {smaller[0]}{without}: {again}"
-    for micro in [cfg.micro_batch, *smaller] if recorded else smaller:
+    worth = [cfg.micro_batch, *smaller] if recorded else smaller
+    if cfg.processes > 1 and worth:
+        return f"{full}; try --micro_batch {worth[0]}{without}: {again}"
+    for micro in worth:
         if _fits(cfg, micro, train):
             return f"{full}; --micro_batch {micro} fits{without}: {again}"
     return f"{full} and no smaller one fits{without}; add --checkpoint_activations true or take a smaller preset"
