@@ -1,9 +1,17 @@
 """Recorded steps of several processes exchange their gradients themselves, to the mean that the wrapper would make."""
 
+import importlib
+from typing import Any
+
 import pytest
 import torch
 from torch import distributed, nn
-from vim_compress.exchange import Exchange
+
+
+@pytest.fixture(params=["hybrid_sr", "mamba_diffusion", "muse_mamba", "vim_compress"])
+def exchange(request: pytest.FixtureRequest) -> Any:
+    """The class of each of the four trainers, which do not import one another."""
+    return importlib.import_module(f"{request.param}.exchange").Exchange
 
 
 def network():
@@ -14,11 +22,11 @@ def network():
     return made
 
 
-def test_gradients_and_loss_are_the_mean_over_processes(monkeypatch):
+def test_gradients_and_loss_are_the_mean_over_processes(exchange, monkeypatch):
     """Two processes, half of a batch each, have the gradients of one process with the whole batch."""
     x = torch.randn(8, 5)
     networks, whole = [network(), network()], network()
-    parts = [Exchange(made.parameters(), 2) for made in networks]
+    parts = [exchange(made.parameters(), 2) for made in networks]
     for made, part, half in zip(networks, parts, x.chunk(2), strict=True):
         loss = made(half).square().mean()
         loss.backward()
@@ -37,11 +45,11 @@ def test_gradients_and_loss_are_the_mean_over_processes(monkeypatch):
                 torch.testing.assert_close(found.grad, wanted.grad)
 
 
-def test_the_next_step_takes_new_gradients(monkeypatch):
+def test_the_next_step_takes_new_gradients(exchange, monkeypatch):
     """Gradients that are views of the message must not be taken for the next step's."""
     monkeypatch.setattr(distributed, "all_reduce", lambda flat: flat.mul_(2))
     made = network()
-    part = Exchange(made.parameters(), 2)
+    part = exchange(made.parameters(), 2)
     for scale in (1.0, 3.0):
         for parameter in made.parameters():
             parameter.grad = None
@@ -57,9 +65,9 @@ def test_the_next_step_takes_new_gradients(monkeypatch):
         assert torch.equal(first.grad, wanted)
 
 
-def test_one_process_is_left_alone():
+def test_one_process_is_left_alone(exchange):
     made = network()
-    part = Exchange(made.parameters(), 1)
+    part = exchange(made.parameters(), 1)
     loss = made(torch.ones(1, 5)).sum()
     loss.backward()
     before = [p.grad for p in made.parameters()]
