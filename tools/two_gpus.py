@@ -254,10 +254,22 @@ def write(session: Session) -> None:
         base = alone.get(row["trainer"], {})
         if row["processes"] == 2 and "samples_per_s" in row and "samples_per_s" in base:
             row["scaling"] = row["samples_per_s"] / base["samples_per_s"]
-    settings = {"warm_up_s": session.warm, "measured_s": session.span, "log_every": EVERY, "graph": session.graph}
-    found = {"rows": session.rows, "curves": session.curves, "settings": settings, "environment": session.environment}
+    settings = {"graph": session.graph, "warm_up_s": session.warm, "measured_s": session.span, "log_every": EVERY}
+    run = {"commit": commit(), "command": " ".join(sys.argv), **settings, "rows": session.rows}
+    found = {
+        "date": time.strftime("%Y-%m-%d"),
+        "environment": session.environment,
+        "runs": [run] if session.rows else [],
+        "curves": {"commit": run["commit"], "command": run["command"], "rows": session.curves},
+    }
     text = json.dumps(found, indent=1)
     session.out.write_text(text + "\n")
+
+
+def commit() -> str:
+    """Return the commit of this folder, or nothing outside a repository."""
+    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def environment() -> dict[str, Any]:
