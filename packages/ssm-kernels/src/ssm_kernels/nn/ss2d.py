@@ -19,6 +19,7 @@ from ..ops.selective_scan_2d import DIRECTIONS, selective_scan_2d
 K = len(DIRECTIONS)
 STEP_RANGE = 1e-3, 1e-1  # of softplus(dt_bias) at the start, Mamba's choice
 SMALLEST_STEP = 1e-4
+WIDE_PRODUCT = 256  # inner width E up to which a GPU multiplies by the product of dt's two weights
 
 
 class SS2D(nn.Module):
@@ -111,18 +112,36 @@ class SS2D(nn.Module):
         u = self.in_proj(x)
         u = self.conv2d(u.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # a channels_last view: no copy
         u = F.gelu(u) if self.activation == "gelu" else F.silu(u)
-        height, width, inner = u.shape[1:]
+        dt, B, C = self._project(u)
+        wide = torch.promote_types(self.A_logs.dtype, torch.float32)
+        A = -torch.exp(self.A_logs.to(wide)).unflatten(0, (K, -1))
+        D = self.Ds.unflatten(0, (K, -1))
+        y = selective_scan_2d(u, dt, A, B, C, D, self.dt_projs_bias, impl=self.impl)
+        return self.out_proj(self.out_norm(y))
+
+    def _project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return dt (B, H, W, K, E), and B and C (B, H, W, K, N), of `u` (B, H, W, E)."""
+        if u.device.type == "cuda" and u.shape[-1] <= WIDE_PRODUCT:
+            return self._project_at_once(u)
+        height, width = u.shape[1:3]
         projected = F.linear(u, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (K, -1))
         low_rank, B, C = projected.split((self.dt_rank, self.d_state, self.d_state), dim=-1)
         low_rank = low_rank.flatten(1, 2).transpose(1, 2)  # (B, K, L, R)
         # one product an image: the weight's gradient is summed in B * K parts side by side, not in K long sums
         dt = torch.matmul(low_rank, self.dt_projs_weight.transpose(1, 2))
-        dt = dt.unflatten(2, (height, width)).permute(0, 2, 3, 1, 4)  # (B, H, W, K, D), each direction contiguous
-        wide = torch.promote_types(self.A_logs.dtype, torch.float32)
-        A = -torch.exp(self.A_logs.to(wide)).unflatten(0, (K, inner))
-        D = self.Ds.unflatten(0, (K, inner))
-        y = selective_scan_2d(u, dt, A, B, C, D, self.dt_projs_bias, impl=self.impl)
-        return self.out_proj(self.out_norm(y))
+        return dt.unflatten(2, (height, width)).permute(0, 2, 3, 1, 4), B, C  # each direction contiguous
+
+    def _project_at_once(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Give the same from the product of both weights of dt: rows of R = 3 numbers are slow to read on a GPU.
+
+        R is so small that multiplying by (K E, E) instead costs less than writing and reading the low-rank tensor.
+        """
+        to_low_rank, to_states = self.x_proj_weight.split((self.dt_rank, 2 * self.d_state), dim=1)
+        with torch.autocast(u.device.type, enabled=False):  # rounded once, as the product
+            to_dt = self.dt_projs_weight @ to_low_rank.to(self.dt_projs_weight.dtype)
+        dt = F.linear(u, to_dt.flatten(0, 1)).unflatten(-1, (K, -1))
+        B, C = F.linear(u, to_states.flatten(0, 1)).unflatten(-1, (K, -1)).chunk(2, dim=-1)
+        return dt, B, C
 
     def extra_repr(self) -> str:
         """Name what the sub-modules do not show."""
