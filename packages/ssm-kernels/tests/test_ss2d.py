@@ -134,16 +134,31 @@ def test_autocast_and_half_precision(dtype, device):
     assert half.dtype == dtype and error_ratio(half, exact) < 16 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("options", [{}, {"conv_bias": False, "activation": "silu"}])
+def test_padded_channels_change_nothing(options):
+    """A GPU computes with channels in multiples of 8: output and every gradient are those without the padding."""
+    torch.manual_seed(0)
+    module = SS2D(10, 2, **options).double()
+    x = torch.randn(2, 4, 5, 10, dtype=torch.float64, requires_grad=True)
+    leaves = (x, *module.parameters())
+    wanted, found = module(x), module._mix(x, 6)
+    cotangent = torch.randn_like(wanted)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, leaves, cotangent), torch.autograd.grad(wanted, leaves, cotangent)
+    )
+
+
 @pytest.mark.parametrize("rank, states", [(1, 1), (3, 2)])
 def test_the_product_of_both_step_weights_is_the_same_map(rank, states):
     """What a GPU computes for narrow mixers: outputs and gradients, of the input and of both weights, in float64."""
     torch.manual_seed(0)
     module = SS2D(10, states, dt_rank=rank).double()
     u = torch.randn(2, 4, 5, 10, dtype=torch.float64, requires_grad=True)
-    wanted = module._project(u)
-    found = module._project_at_once(u)
-    cotangents = [torch.randn_like(y) for y in wanted]
     leaves = (u, module.x_proj_weight, module.dt_projs_weight)
+    wanted = module._project(u)
+    found = module._project_at_once(*leaves)
+    cotangents = [torch.randn_like(y) for y in wanted]
     torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(
         torch.autograd.grad(found, leaves, cotangents), torch.autograd.grad(wanted, leaves, cotangents)

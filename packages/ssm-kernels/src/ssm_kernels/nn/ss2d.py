@@ -19,6 +19,7 @@ from ..ops.selective_scan_2d import DIRECTIONS, selective_scan_2d
 K = len(DIRECTIONS)
 STEP_RANGE = 1e-3, 1e-1  # of softplus(dt_bias) at the start, Mamba's choice
 SMALLEST_STEP = 1e-4
+ALIGNED = 8  # a GPU's convolutions and products want channels in multiples: a width of 54 runs as 56, padded with zeros
 WIDE_PRODUCT = 256  # inner width E up to which a GPU multiplies by the product of dt's two weights
 
 
@@ -109,36 +110,44 @@ class SS2D(nn.Module):
         if x.dim() != 4 or x.shape[-1] != self.in_proj.in_features:
             wanted = f"of shape (B, H, W, {self.in_proj.in_features})"
             refuse("SS2D", "x", wanted, tuple(x.shape), "channels come last: x.permute(0, 2, 3, 1)")
-        u = self.in_proj(x)
-        u = self.conv2d(u.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # a channels_last view: no copy
-        u = F.gelu(u) if self.activation == "gelu" else F.silu(u)
-        dt, B, C = self._project(u)
-        wide = torch.promote_types(self.A_logs.dtype, torch.float32)
-        A = -torch.exp(self.A_logs.to(wide)).unflatten(0, (K, -1))
-        D = self.Ds.unflatten(0, (K, -1))
-        y = selective_scan_2d(u, dt, A, B, C, D, self.dt_projs_bias, impl=self.impl)
-        return self.out_proj(self.out_norm(y))
+        return self._mix(x, -len(self.in_proj.weight) % ALIGNED if x.device.type == "cuda" else 0)
 
-    def _project(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return dt (B, H, W, K, E), and B and C (B, H, W, K, N), of `u` (B, H, W, E)."""
+    def _mix(self, x: Tensor, missing: int) -> Tensor:
+        """Give what `forward` does, computed with `missing` more inner channels that stay zero."""
+        inner = len(self.in_proj.weight)
+        in_proj, conv = _padded(self.in_proj.weight, 0, missing), _padded(self.conv2d.weight, 0, missing)
+        conv_bias = None if self.conv2d.bias is None else _padded(self.conv2d.bias, 0, missing)
+        u = F.linear(x, in_proj).permute(0, 3, 1, 2)  # a channels_last view: no copy
+        u = F.conv2d(u, conv, conv_bias, padding=1, groups=inner + missing).permute(0, 2, 3, 1)
+        u = F.gelu(u) if self.activation == "gelu" else F.silu(u)
+        dt, B, C = self._project(u, missing)
+        wide = torch.promote_types(self.A_logs.dtype, torch.float32)
+        A = _padded(-torch.exp(self.A_logs.to(wide)).unflatten(0, (K, inner)), 1, missing)
+        D = _padded(self.Ds.unflatten(0, (K, inner)), 1, missing)
+        y = selective_scan_2d(u, dt, A, B, C, D, _padded(self.dt_projs_bias, 1, missing), impl=self.impl)
+        return self.out_proj(self.out_norm(y[..., :inner] if missing else y))
+
+    def _project(self, u: Tensor, missing: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Return dt (B, H, W, K, E), and B and C (B, H, W, K, N), of `u` (B, H, W, E), with E padded by `missing`."""
+        down, up = _padded(self.x_proj_weight, 2, missing), _padded(self.dt_projs_weight, 1, missing)
         if u.device.type == "cuda" and u.shape[-1] <= WIDE_PRODUCT:
-            return self._project_at_once(u)
+            return self._project_at_once(u, down, up)
         height, width = u.shape[1:3]
-        projected = F.linear(u, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (K, -1))
+        projected = F.linear(u, down.flatten(0, 1)).unflatten(-1, (K, -1))
         low_rank, B, C = projected.split((self.dt_rank, self.d_state, self.d_state), dim=-1)
         low_rank = low_rank.flatten(1, 2).transpose(1, 2)  # (B, K, L, R)
         # one product an image: the weight's gradient is summed in B * K parts side by side, not in K long sums
-        dt = torch.matmul(low_rank, self.dt_projs_weight.transpose(1, 2))
+        dt = torch.matmul(low_rank, up.transpose(1, 2))
         return dt.unflatten(2, (height, width)).permute(0, 2, 3, 1, 4), B, C  # each direction contiguous
 
-    def _project_at_once(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project_at_once(self, u: Tensor, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Give the same from the product of both weights of dt: rows of R = 3 numbers are slow to read on a GPU.
 
         R is so small that multiplying by (K E, E) instead costs less than writing and reading the low-rank tensor.
         """
-        to_low_rank, to_states = self.x_proj_weight.split((self.dt_rank, 2 * self.d_state), dim=1)
+        to_low_rank, to_states = down.split((self.dt_rank, 2 * self.d_state), dim=1)
         with torch.autocast(u.device.type, enabled=False):  # rounded once, as the product
-            to_dt = self.dt_projs_weight @ to_low_rank.to(self.dt_projs_weight.dtype)
+            to_dt = up @ to_low_rank.to(up.dtype)
         dt = F.linear(u, to_dt.flatten(0, 1)).unflatten(-1, (K, -1))
         B, C = F.linear(u, to_states.flatten(0, 1)).unflatten(-1, (K, -1)).chunk(2, dim=-1)
         return dt, B, C
@@ -146,3 +155,8 @@ class SS2D(nn.Module):
     def extra_repr(self) -> str:
         """Name what the sub-modules do not show."""
         return f"d_state={self.d_state}, dt_rank={self.dt_rank}, activation={self.activation!r}, impl={self.impl!r}"
+
+
+def _padded(x: Tensor, axis: int, missing: int) -> Tensor:
+    """Append zeros along an axis: channels that stay zero from `in_proj` to the scan's output."""
+    return F.pad(x, (0, 0) * (x.dim() - 1 - axis) + (0, missing)) if missing else x
