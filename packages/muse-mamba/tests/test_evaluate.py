@@ -152,6 +152,19 @@ def test_nearest_training_picture_of_a_copy_is_its_original(no_network):
     assert (found.nearness[:, 1] > 60).all()
 
 
+def test_frechet_distance_is_that_of_normal_distributions():
+    """Against covariances and the eigenvalues of their product, with fewer and more pictures than features."""
+    from muse_mamba.features import frechet
+
+    for pictures in (5, 40):
+        a, b = RNG.normal(0, 1, (pictures, 8)), RNG.normal(0.5, 2, (pictures + 2, 8)) @ RNG.normal(size=(8, 8))
+        s, t = np.cov(a.T), np.cov(b.T)
+        roots = np.sqrt(np.abs(np.linalg.eigvals(s @ t))).sum()
+        wanted = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(s) + np.trace(t) - 2 * roots
+        assert frechet(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(wanted, rel=1e-6)
+    assert frechet(torch.from_numpy(a), torch.from_numpy(a)) == pytest.approx(0, abs=1e-9)
+
+
 def test_distance_grows_with_noise_and_names_its_network():
     """FD-EffNetLite0 and KID of the same pictures with little and much noise; FID is refused without its weights."""
     from muse_mamba.features import feature_distances, inception_distance

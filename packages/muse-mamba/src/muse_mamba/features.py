@@ -7,6 +7,7 @@ computed only with the Inception weights that define it, known by their hash.
 from __future__ import annotations
 
 import importlib.util
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,7 @@ KID_SUBSETS, KID_SIZE = 50, 100
 
 
 class EffNetPooled(nn.Module):
-    """Mean features of EfficientNet-Lite0: (n, 3, H, W) uint8 to (n, 1280). torchmetrics asks for `num_features`."""
-
-    num_features = 1280
+    """Mean features of EfficientNet-Lite0: (n, 3, H, W) uint8 to (n, 1280)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,32 +40,52 @@ class EffNetPooled(nn.Module):
         return self.model.forward_features((x - 127) / 128).mean((2, 3))
 
 
+@torch.inference_mode()
+def picture_features(pictures: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
+    """Return mean features of EfficientNet-Lite0, (n, 1280) on the CPU, of pictures (n, H, W, 3) uint8.
+
+    Raises:
+        ValueError: timm or the weights are not installed.
+    """
+    network = EffNetPooled().to(device)
+    parts = [pictures[first : first + BATCH] for first in range(0, len(pictures), BATCH)]
+    return torch.cat([network(to_batch(part, torch.device(device))).cpu() for part in parts])
+
+
+def frechet(a: Tensor, b: Tensor) -> float:
+    """Return the Frechet distance between normal distributions with the means and covariances of features (n, D).
+
+    The trace of the root of the product of both covariances is the nuclear norm of A B^T for covariances A^T A and
+    B^T B, so no D x D matrix is made where there are few pictures.
+    """
+    a, b = a.double(), b.double()
+    roots = [torch.linalg.qr((x - x.mean(0)) / math.sqrt(len(x) - 1), mode="r").R for x in (a, b)]
+    traces = sum(root.square().sum() for root in roots)
+    shared = torch.linalg.svdvals(roots[0] @ roots[1].t()).sum()
+    return float((a.mean(0) - b.mean(0)).square().sum() + traces - 2 * shared)
+
+
 def feature_distances(real: NDArray[np.uint8], made: NDArray[np.uint8], device: torch.device) -> dict[str, Any]:
     """Return FD-EffNetLite0 and KID-EffNetLite0 of two sets of pictures, (n, H, W, 3) uint8, with what made them.
 
     Raises:
         ValueError: A package is missing, or a set has fewer than two pictures.
     """
-    from torchmetrics.image.fid import FrechetInceptionDistance
     from torchmetrics.image.kid import KernelInceptionDistance
 
     if min(len(real), len(made)) < 2:
         refuse("feature_distances", "pictures", "at least 2 a set", f"{len(real)} and {len(made)}", "give more")
-    network = EffNetPooled().to(device)
+    features = picture_features(real, device), picture_features(made, device)
     subset = min(KID_SIZE, len(real), len(made))
-    frechet = FrechetInceptionDistance(feature=network, input_img_size=(3, SIDE, SIDE)).to(device)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*save all extracted features")  # a few MB here
-        kernel = KernelInceptionDistance(feature=network, subsets=KID_SUBSETS, subset_size=subset).to(device)
-    for pictures, is_real in ((real, True), (made, False)):
-        for first in range(0, len(pictures), BATCH):
-            part = to_batch(pictures[first : first + BATCH], device)
-            frechet.update(part, real=is_real)
-            kernel.update(part, real=is_real)
+        kernel = KernelInceptionDistance(feature=nn.Identity(), subsets=KID_SUBSETS, subset_size=subset)
+    for found, is_real in zip(features, (True, False), strict=True):
+        kernel.update(found, real=is_real)
     torch.manual_seed(0)  # the subsets
     mean, deviation = kernel.compute()
     return {
-        "FD-EffNetLite0": float(frechet.compute()),
+        "FD-EffNetLite0": frechet(*features),
         "KID-EffNetLite0": float(mean),
         "KID_deviation": float(deviation),
         "extractor": {

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .checks import check_whole, nearest, refuse
+from .features import picture_features
 from .pretrained import Pretrained
 from .text import MINILM, TextCache
 from .weights import WEIGHTS
@@ -106,20 +107,6 @@ class Judge(Pretrained):
     def of_captions(self, features: Tensor) -> Tensor:
         """Return unit vectors (n, d) of features (n, text_dim)."""
         return F.normalize((F.normalize(features, dim=-1) - self.text_mean) @ self.text, dim=-1)
-
-
-@torch.inference_mode()
-def picture_features(pictures: NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
-    """Return mean features of EfficientNet-Lite0, (n, 1280) on the CPU, of pictures (n, H, W, 3) uint8.
-
-    Raises:
-        ValueError: timm or the weights are not installed.
-    """
-    from .features import BATCH, EffNetPooled, to_batch
-
-    network = EffNetPooled().to(device)
-    parts = [pictures[first : first + BATCH] for first in range(0, len(pictures), BATCH)]
-    return torch.cat([network(to_batch(part, torch.device(device))).cpu() for part in parts])
 
 
 def caption_features(cache: TextCache, captions: Sequence[str], length: int = 32) -> Tensor:

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from .arguments_measure import JudgeOptions
 from .data import square
 from .devices import pick_device
-from .judge import Judge, JudgeConfig, caption_features, picture_features, recall
+from .features import picture_features
+from .judge import Judge, JudgeConfig, caption_features, recall
 from .packed import Pictured, is_packed, load_packed, read_all
 from .sources import OPENCLIPART, find_pictures
 from .text import TextCache, TextEncoder

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from .data import square
-from .judge import picture_features
+from .features import picture_features
 from .packed import Pictured
 
 
