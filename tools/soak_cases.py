@@ -261,7 +261,7 @@ def listing(bench: Bench) -> Iterator[Row]:
             trainer.arguments(bench.new("run"), "--data", str(folder), "--stop_at", "1"),
             bench.folder / "log",
         )
-        ended = session.wait(limit=1800)
+        ended = session.wait(limit=7200)
         problem = "" if ended.code == 0 and "broken.png" in ended.text else ended.text.strip()[-200:] or f"{ended.code}"
         seen = f"{bench.options.files:,} files: {time.monotonic() - start:.0f} s, {ended.peak_bytes / 2**30:.1f} GiB"
         yield row("listing", "a broken file in a large folder", name, [problem], seen)
