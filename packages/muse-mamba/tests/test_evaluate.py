@@ -156,13 +156,31 @@ def test_frechet_distance_is_that_of_normal_distributions():
     """Against covariances and the eigenvalues of their product, with fewer and more pictures than features."""
     from muse_mamba.features import frechet
 
+    rng = np.random.default_rng(5)
     for pictures in (5, 40):
-        a, b = RNG.normal(0, 1, (pictures, 8)), RNG.normal(0.5, 2, (pictures + 2, 8)) @ RNG.normal(size=(8, 8))
+        a, b = rng.normal(0, 1, (pictures, 8)), rng.normal(0.5, 2, (pictures + 2, 8)) @ rng.normal(size=(8, 8))
         s, t = np.cov(a.T), np.cov(b.T)
         roots = np.sqrt(np.abs(np.linalg.eigvals(s @ t))).sum()
         wanted = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(s) + np.trace(t) - 2 * roots
         assert frechet(torch.from_numpy(a), torch.from_numpy(b)) == pytest.approx(wanted, rel=1e-6)
     assert frechet(torch.from_numpy(a), torch.from_numpy(a)) == pytest.approx(0, abs=1e-9)
+
+
+def test_kernel_distance_is_unbiased_and_has_the_value_of_its_definition():
+    """Between two halves of one set the mean is about zero; of three vectors each it is the sum written out."""
+    from muse_mamba.features import kernel_distances
+
+    rng = np.random.default_rng(5)
+    a, b = (torch.from_numpy(rng.normal(size=(3, 4))) for _ in range(2))
+    k = lambda x, y: (float(x @ y) / 4 + 1) ** 3  # noqa: E731
+    pairs = [(i, j) for i in range(3) for j in range(3)]
+    wanted = sum((k(a[i], a[j]) + k(b[i], b[j])) / 6 for i, j in pairs if i != j)
+    wanted -= sum(2 * k(a[i], b[j]) / 9 for i, j in pairs)
+    assert kernel_distances(a, b, 2, 3) == pytest.approx(wanted)
+    same = torch.from_numpy(rng.normal(size=(400, 6)))
+    found = kernel_distances(same[:200], same[200:], 50, 20)
+    assert abs(float(found.mean())) < 3 * float(found.std()) / 7
+    assert float(kernel_distances(same[:200], same[200:] + 1, 50, 20).mean()) > 10 * abs(float(found.mean()))
 
 
 def test_distance_grows_with_noise_and_names_its_network():
