@@ -64,14 +64,22 @@ class Numbered(Dataset[Batch]):
         """Pictures per epoch, repeats counted."""
         return len(self.pictures) * self.cfg.repeats
 
-    def place(self, number: int) -> int:
-        """Return which picture a number is."""
-        epoch, position = divmod(number, len(self))
+    def places(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return which pictures numbers are."""
+        epochs, positions = np.divmod(numbers, len(self))
         count, repeats = len(self.pictures), self.cfg.repeats
         chunk = max(2, self.cfg.global_batch // repeats)  # so many pictures are repeated within about one step
-        block, inside = divmod(position, chunk * repeats)
-        size = min(chunk, count - block * chunk)
-        return int(_order(self.cfg.seed, epoch, count)[block * chunk + inside % size])
+        blocks, inside = np.divmod(positions, chunk * repeats)
+        sizes = np.minimum(chunk, count - blocks * chunk)
+        found = blocks * chunk + inside % sizes
+        for epoch in np.unique(epochs):
+            now = epochs == epoch
+            found[now] = _order(self.cfg.seed, int(epoch), count)[found[now]]
+        return found
+
+    def place(self, number: int) -> int:
+        """Return which picture a number is."""
+        return int(self.places(np.array([number]))[0])
 
     def one(self, number: int) -> tuple[NDArray[np.uint8], int]:
         """Return picture `number` of the run, (C, H, W), and its class."""
@@ -184,6 +192,8 @@ def open_source(cfg: TrainConfig, *, rank: int, verbose: bool) -> tuple[Source, 
     """
     side = max(cfg.model.image)
     if cfg.data is not None and is_stream(cfg.data):
+        if cfg.resident:
+            raise ValueError(f"data: {cfg.data} is a stream, not pictures in memory; give --resident false")
         from .stream import Stream
 
         stream = Stream(cfg, rank)
@@ -192,6 +202,8 @@ def open_source(cfg: TrainConfig, *, rank: int, verbose: bool) -> tuple[Source, 
     train, held = open_pictures(cfg.data, side, verbose=verbose)
     if cfg.validation != "auto":
         held = _given(cfg, side, train.classes, verbose)
+    if cfg.resident and not all(isinstance(image, np.ndarray) for image in train.images):
+        raise ValueError(f"data: {len(train)} files are not kept in memory; give --resident false")
     model = named(cfg.model, train.classes, train.domain)
     as_mode(train.image(0), model.channels)  # refuses a number of channels that pictures cannot have
     if verbose:

@@ -302,7 +302,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     folder, name, seed, *eager = sys.argv[1:] if argv is None else argv
     settings = json.loads((Path(folder) / "study-config.json").read_text())
-    base = replace(base_config(settings, int(seed)), ahead=str(Path(folder) / PICTURES))
+    base = base_config(settings, int(seed))
+    base = replace(base, ahead=None if base.resident else str(Path(folder) / PICTURES))
     base = replace(base, graph=torch.cuda.is_available() and not eager)
     at = Context(Path(folder), name, int(seed), base)
     row = find_job(name).work(at)

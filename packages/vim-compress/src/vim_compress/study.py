@@ -67,10 +67,10 @@ def run_study(
 
 
 def make_pictures(folder: Path, settings: dict[str, Any], seeds: set[int]) -> None:
-    """Make the pictures of every step once for all rows of a seed; those of a stream are left to the rows."""
+    """Make the pictures of every step once for all rows of a seed; those of a stream or a device are left to them."""
     for seed in sorted(seeds):
         base = base_config(settings, seed)
-        if base.data is None or not is_stream(base.data):
+        if not base.resident and (base.data is None or not is_stream(base.data)):
             make_ahead(replace(base, ahead=str(folder / PICTURES)), workers=min(32, os.cpu_count() or 1))
 
 

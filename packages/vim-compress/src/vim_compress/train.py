@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from .checkpoint import Progress
-    from .data import Batch
+    from .data import Batch, Numbered
     from .models import Network
     from .pace import Pace
     from .run import Run
@@ -274,6 +274,11 @@ def forever(run: Run) -> Iterator[Batch]:
 
     device = run.accelerator.device
     rank, pin = run.accelerator.process_index, device.type == "cuda"
+    if run.cfg.resident:
+        from .resident import Resident
+
+        yield from Resident(cast("Numbered", run.source), device).batches(run.progress.step, rank)
+        return
     for batch in loader(run.cfg, run.source, run.progress.step, rank, pin=pin):
         target = batch["target"].to(device, non_blocking=True)
         yield {"image": to_float(batch["image"], run.model, device), "target": target}
