@@ -31,8 +31,8 @@ def benchmark_command(options: BenchmarkOptions) -> int:
     if options.graph and device.type != "cuda":
         raise ValueError(f"benchmark: --graph must have a CUDA GPU, got {device.type}; leave it out here")
     rows, machine = [], environment(device)
-    for method in methods:
-        for length in lengths:
+    for length in lengths:  # what is compared, the methods at one length, is measured one after the other
+        for method in methods:
             row = measure(method, length, options, device)
             rows.append(row)
             if not options.json:
