@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from .first_call import warmup
     from .ops.depthwise_conv1d import depthwise_conv1d
     from .ops.depthwise_conv1d_step import depthwise_conv1d_step
+    from .ops.layer_norm import layer_norm, rms_norm
     from .ops.linear_scan import linear_scan, linear_scan_bidirectional, linear_scan_step
     from .ops.long_conv1d import long_conv1d
     from .ops.s4_kernel import s4_discretize, s4_kernel
@@ -25,10 +26,12 @@ __all__ = [
     "cross_scan",
     "depthwise_conv1d",
     "depthwise_conv1d_step",
+    "layer_norm",
     "linear_scan",
     "linear_scan_bidirectional",
     "linear_scan_step",
     "long_conv1d",
+    "rms_norm",
     "s4_discretize",
     "s4_kernel",
     "selective_scan",
@@ -46,6 +49,7 @@ __all__ = [
 _HOME = {
     "cross_scan": "selective_scan_2d",
     "cross_merge": "selective_scan_2d",
+    "rms_norm": "layer_norm",
     "linear_scan_bidirectional": "linear_scan",
     "linear_scan_step": "linear_scan",
     "ssd_bidirectional": "ssd",

@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from .bidirectional import BidirectionalMamba
     from .bidirectional_mamba2 import BidirectionalMamba2
     from .gated_norm import GatedRMSNorm
+    from .layer_norm import LayerNorm, RMSNorm
     from .mamba import Mamba
     from .mamba2 import Mamba2
     from .s4 import S4
@@ -23,9 +24,11 @@ __all__ = [
     "BidirectionalMamba",
     "BidirectionalMamba2",
     "GatedRMSNorm",
+    "LayerNorm",
     "Mamba",
     "Mamba2",
     "OverlappingWindowAttention",
+    "RMSNorm",
     "SlidingWindowAttention",
     "WindowAttention",
 ]
@@ -37,9 +40,11 @@ _HOME = {
     "BidirectionalMamba": "bidirectional",
     "BidirectionalMamba2": "bidirectional_mamba2",
     "GatedRMSNorm": "gated_norm",
+    "LayerNorm": "layer_norm",
     "Mamba": "mamba",
     "Mamba2": "mamba2",
     "OverlappingWindowAttention": "window",
+    "RMSNorm": "layer_norm",
     "SS2D": "ss2d",
     "SlidingWindowAttention": "sliding_window",
     "WindowAttention": "window",
