@@ -233,7 +233,7 @@ def test_benchmark(capsys, tmp_path):
     code, _, said = run(capsys, *argv, "--plot", str(plot))
     assert (code, f"--plot: {plot} exists; add --overwrite" in said) == (2, True)
     assert [(row["method"], row["length"]) for row in result["rows"]] == [
-        (method, length) for method in ("transformer", "concat") for length in (4, 16)
+        (method, length) for length in (4, 16) for method in ("transformer", "concat")
     ]
     assert all(row["decoding_ms"] > 0 and row["training_step_ms"] > 0 for row in result["rows"])
     assert set(result["crossover"]) == {"concat"}
