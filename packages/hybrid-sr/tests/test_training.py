@@ -6,6 +6,7 @@ import math
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from hybrid_sr.checkpoint import check_folder, open_folder
 from hybrid_sr.config import PRESETS
+from hybrid_sr.exchange import Exchange
 from hybrid_sr.graphs import record
 from hybrid_sr.guard import FiniteGuard, NonFiniteError, Stop
 from hybrid_sr.loss import pixel_loss
@@ -27,7 +29,7 @@ from hybrid_sr.recipes import RECIPES, TrainConfig, recipe
 from hybrid_sr.resize import imresize
 from hybrid_sr.run import tensors
 from hybrid_sr.sources import Photo
-from hybrid_sr.train import ema_at, lr_at, train
+from hybrid_sr.train import ema_at, lr_at, take_step, train
 from hybrid_sr.validation import draw, middle, score, validation_pairs
 from PIL import Image
 from torch import nn
@@ -221,7 +223,7 @@ def test_loss_is_a_distance(kind):
     expected = 0.5 if kind == "l1" else (math.sqrt(1 + 1e-6) + 1e-3) / 2
     assert loss.item() == pytest.approx(expected, rel=1e-6)
     pixel_loss(kind, target.requires_grad_(), target.detach()).backward()
-    assert torch.isfinite(target.grad).all()  # pyright: ignore[reportArgumentType]
+    assert torch.isfinite(target.grad).all()
 
 
 def step_with_gradient(weight: nn.Parameter, optimizer: torch.optim.Optimizer, guard: FiniteGuard, step: int, g: float):
@@ -254,6 +256,36 @@ def test_loss_alone_can_stop_a_run(accelerator: Accelerator, tmp_path: Path):
     guard.check(5, torch.tensor(math.nan), torch.tensor(1.0))
     with pytest.raises(NonFiniteError, match="step 5"):
         guard.refuse(recipe("tiny"), tmp_path, lambda _: [])
+
+
+@pytest.mark.parametrize("graph", [True, False])
+def test_loss_of_a_step_is_averaged_over_processes_once(accelerator: Accelerator, monkeypatch, graph: bool):
+    """A recorded step has it from the message that carries the gradients; another message would only take time."""
+    messages = []
+
+    def sent(x: torch.Tensor) -> None:
+        messages.append(x.numel())
+        x *= 2  # two processes with the same batch
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", sent)
+    monkeypatch.setattr(accelerator, "reduce", lambda x, _: (sent(x), x / 2)[1])
+    network = nn.Conv2d(3, 3, 1)
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    cfg = dataclasses.replace(recipe("tiny"), graph=graph, processes=2, micro_batch=2, loss="l1")
+    batch = {"lr": torch.ones(2, 3, 4, 4), "hr": torch.zeros(2, 3, 4, 4)}
+    wanted = pixel_loss("l1", network(batch["lr"]), batch["hr"]).item()
+    run = SimpleNamespace(
+        cfg=cfg,
+        accelerator=accelerator,
+        network=network,
+        optimizer=optimizer,
+        guard=FiniteGuard(accelerator, optimizer),
+        exchange=Exchange(network.parameters(), 2 if graph else 1),
+        progress=SimpleNamespace(step=0),
+    )
+    loss, _ = take_step(run, iter([batch]))
+    assert loss.item() == pytest.approx(wanted)
+    assert messages == ([sum(p.numel() for p in network.parameters()) + 1] if graph else [1])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -127,7 +127,8 @@ def take_step(run: Run, batches: Iterator[Batch]) -> tuple[Tensor, Tensor]:
             mean += loss.detach() / cfg.micro_steps
             if accelerator.sync_gradients:
                 norm = cast("Tensor", accelerator.clip_grad_norm_(run.network.parameters(), cfg.clip or math.inf))
-                mean = cast("Tensor", accelerator.reduce(mean, "mean"))
+                if not cfg.graph:  # the exchange of a recorded step has made it the mean over the processes
+                    mean = cast("Tensor", accelerator.reduce(mean, "mean"))
                 run.guard.check(run.progress.step, mean, norm)  # before the step, so that a bad one changes nothing
             run.optimizer.step()
             run.optimizer.zero_grad()
