@@ -308,6 +308,27 @@ def test_both_directions_see_everything():
         assert torch.autograd.grad(y[0, by].sum(), x, retain_graph=True)[0][0, seen].abs().max() > 0
 
 
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_patches_as_one_product_are_the_convolution(memory):
+    """Also where pixels are left over at the right and at the bottom."""
+    embed = VisionMamba(VimConfig(image=(18, 23), patch=4, stride=4, dim=8, depth=1)).patch_embed.double()
+    x = torch.randn(3, 3, 18, 23, dtype=torch.float64).to(memory_format=memory)
+    torch.testing.assert_close(embed.product(x), embed(x))
+
+
+def test_blocks_add_what_the_block_before_them_made():
+    """Not yet added changes are no part of the stream that a block returns."""
+    model = timm.create_model("vim_test_patch4_16").eval()
+    tokens, grid = model.tokens(image(model))
+    residual, change = model.run_block(0, tokens, None, grid)
+    assert torch.equal(residual, tokens)
+    summed, other = model.run_block(1, residual, change, grid)
+    assert torch.equal(summed, residual + change)
+    torch.testing.assert_close(model.run_block(1, residual + change, None, grid)[1], other)
+    model.prune_intermediate_layers(1, prune_norm=True)
+    assert torch.equal(model.finished(residual, change), summed)
+
+
 def test_single_directions_see_one_side():
     from vim_compress.mixer import VimMixer
 

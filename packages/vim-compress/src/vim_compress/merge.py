@@ -72,13 +72,15 @@ def merged_forward(model: VisionMamba, x: Tensor, *, layers: Sequence[int], shar
         refuse("merged_forward", "layers", f"some of 0 to {len(model.layers) - 1}", list(layers), "blocks count from 0")
     if model.config.token_conv != "causal":
         refuse("merged_forward", "token_conv", "'causal'", repr(model.config.token_conv), "a grid cannot lose tokens")
-    tokens, grid = model.tokens(x)
-    sizes = torch.ones(tokens.shape[:2], device=tokens.device, dtype=tokens.dtype)
+    residual, grid = model.tokens(x)
+    change = None
+    sizes = torch.ones(residual.shape[:2], device=residual.device, dtype=residual.dtype)
     for layer in range(len(model.layers)):
-        tokens = model.run_block(layer, tokens, grid)
+        residual, change = model.run_block(layer, residual, change, grid)
         if layer in layers:
-            tokens, sizes = merge_around_middle(tokens, sizes, share)
-    return model.forward_head(model.norm_f(tokens))
+            residual, sizes = merge_around_middle(residual + change, sizes, share)
+            change = None
+    return model.forward_head(model.finished(residual, change))
 
 
 def merge_around_middle(tokens: Tensor, sizes: Tensor, share: float) -> tuple[Tensor, Tensor]:

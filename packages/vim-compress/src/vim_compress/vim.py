@@ -7,6 +7,7 @@ import math
 from typing import Any, Literal, cast
 
 import torch
+from ssm_kernels import rms_norm
 from timm.layers.drop import DropPath
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
@@ -23,16 +24,28 @@ from .saved import SavedModel
 
 
 class RMSNorm(nn.Module):
-    """Divide by the root mean square over the channels, in float32, and scale."""
+    """Divide by the root mean square over the channels, in float32, and scale; after adding a residual if there is one.
+
+    State dict: weight (C,).
+    """
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., C) to (..., C) in float32 (float64 for that)."""
-        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+    def forward(self, x: Tensor, change: Tensor | None = None, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
+        """Return the normalised sum of x and `change`, (..., C), and the sum, in the dtype of x; one pass on a GPU.
+
+        Args:
+            x: (..., C), float32 (or float64).
+            change: What is added first, (..., C), of any dtype; None is zero.
+            dtype: Of the normalised sum; None is that of x.
+        """
+        weight, dtype = self.weight, dtype or x.dtype
+        if change is None:
+            return rms_norm(x, weight, eps=self.eps, dtype=dtype), x
+        return rms_norm(change, weight, residual=x, eps=self.eps, dtype=dtype)
 
 
 class PatchEmbed(nn.Module):
@@ -45,11 +58,24 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, channels, H, W) to (B, M, C)."""
+        if x.is_cuda and self.stride == self.patch:  # convolutions of three channels miss the tensor cores
+            return self.product(x)
         return self.proj(x).flatten(2).mT
+
+    def product(self, x: Tensor) -> Tensor:
+        """Do what `forward` does for patches that do not overlap, as one matrix product."""
+        p, weight = self.patch, self.proj.weight
+        rows, columns = x.shape[2] // p, x.shape[3] // p
+        patches = x[:, :, : rows * p, : columns * p].unflatten(3, (columns, p)).unflatten(2, (rows, p))
+        if x.is_contiguous(memory_format=torch.channels_last):  # colours last: longer runs in memory
+            patches, weight = patches.permute(0, 2, 4, 3, 5, 1), weight.permute(0, 2, 3, 1)
+        else:
+            patches = patches.permute(0, 2, 4, 1, 3, 5)
+        return F.linear(patches.reshape(len(x), rows * columns, -1), weight.flatten(1), self.proj.bias)
 
 
 class Block(nn.Module):
-    """Add what the mixer makes of the normalised residual stream to it."""
+    """Normalise the residual stream and mix it. What comes out is added by the next norm, in the same pass."""
 
     def __init__(self, config: VimConfig, layer: int) -> None:
         super().__init__()
@@ -58,10 +84,15 @@ class Block(nn.Module):
         rate = config.drop_path * layer / max(1, config.depth - 1)
         self.drop_path = DropPath(rate) if rate else nn.Identity()
 
-    def forward(self, residual: Tensor, grid: tuple[int, int] | None, skip: int | None) -> Tensor:
-        """Map (B, L, C), float32, to the same."""
-        normed = self.norm(residual).to(self.mixer.in_proj.weight.dtype)
-        return residual + self.drop_path(self.mixer(normed, grid, skip))  # float32 by promotion, in one pass
+    def forward(
+        self, residual: Tensor, change: Tensor | None, grid: tuple[int, int] | None, skip: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Run the block on residual + change, (B, L, C): return that sum, float32, and what must be added to it."""
+        dtype, device = self.mixer.in_proj.weight.dtype, residual.device.type
+        if dtype == torch.float32 and device != "meta" and torch.is_autocast_enabled(device):  # it knows no meta device
+            dtype = torch.get_autocast_dtype(device)
+        normed, residual = self.norm(residual, change, dtype)
+        return residual, self.drop_path(self.mixer(normed, grid, skip))
 
 
 def make_mixer(config: VimConfig, layer: int) -> VimMixer:
@@ -182,23 +213,32 @@ class VisionMamba(SavedModel, tags=["vision-mamba"]):
         token = self.cls_token.to(patches.dtype).expand(patches.shape[0], -1, -1)
         joined = torch.cat([patches[:, :middle], token, patches[:, middle:]], 1)
         positions = self.pos_embed if grid == config.grid else resize_positions(self.pos_embed, config.grid, grid)
-        wide = torch.promote_types(joined.dtype, torch.float32)
-        return joined.to(wide) + positions.to(wide), grid
+        return joined + positions.to(torch.promote_types(joined.dtype, torch.float32)), grid
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the normalised tokens of pictures, (B, L, C), the class token at (L - 1) // 2."""
-        tokens, grid = self.tokens(x)
+        residual, grid = self.tokens(x)
+        change = None
         for layer in range(len(self.layers)):
-            tokens = self.run_block(layer, tokens, grid)
-        return self.norm_f(tokens)
+            residual, change = self.run_block(layer, residual, change, grid)
+        return self.finished(residual, change)
 
-    def run_block(self, layer: int, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Run one block on (B, L, C)."""
+    def run_block(
+        self, layer: int, residual: Tensor, change: Tensor | None, grid: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Run one block on residual + change, (B, L, C): return that sum, and what must be added to it."""
         block = self.layers[layer]
-        skip = None if self.config.se_class_token else (tokens.shape[1] - 1) // 2
+        skip = None if self.config.se_class_token else (residual.shape[1] - 1) // 2
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(block, tokens, grid, skip, use_reentrant=False))
-        return block(tokens, grid, skip)
+            found = checkpoint(block, residual, change, grid, skip, use_reentrant=False)
+            return cast("tuple[Tensor, Tensor]", found)
+        return block(residual, change, grid, skip)
+
+    def finished(self, residual: Tensor, change: Tensor | None) -> Tensor:
+        """Return residual + change, (B, L, C), normalised as the head wants it."""
+        if isinstance(self.norm_f, RMSNorm):
+            return self.norm_f(residual, change)[0]
+        return residual if change is None else residual + change  # the norm was pruned
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Classify normalised tokens.
@@ -243,17 +283,17 @@ class VisionMamba(SavedModel, tags=["vision-mamba"]):
         if output_fmt not in ("NCHW", "NLC"):
             refuse("forward_intermediates", "output_fmt", "'NCHW' or 'NLC'", repr(output_fmt), "'NCHW' makes maps")
         taken, last = feature_take_indices(len(self.layers), indices)
-        tokens, grid = self.tokens(x)
-        found = []
+        residual, grid = self.tokens(x)
+        change, found = None, []
         for layer in range(last + 1 if stop_early else len(self.layers)):
-            tokens = self.run_block(layer, tokens, grid)
+            residual, change = self.run_block(layer, residual, change, grid)
             if layer in taken:
-                kept = self.norm_f(tokens) if norm else tokens
+                kept = self.finished(residual, change) if norm else residual + change
                 middle = (kept.shape[1] - 1) // 2
                 patches = torch.cat([kept[:, :middle], kept[:, middle + 1 :]], 1)
                 shaped = patches.mT.unflatten(2, grid).contiguous() if output_fmt == "NCHW" else patches
                 found.append((shaped, kept[:, middle : middle + 1]) if return_prefix_tokens else shaped)
-        return found if intermediates_only else (self.norm_f(tokens), found)
+        return found if intermediates_only else (self.finished(residual, change), found)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
