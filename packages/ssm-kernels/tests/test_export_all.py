@@ -129,6 +129,35 @@ def test_packed_ssd_is_refused_by_name():
         ssm_kernels.onnx.export(Call(call).eval(), tensors)
 
 
+def test_norms_as_pytorchs_own_nodes():
+    """The modules: in the file is the standard's layer norm, and the residual's sum."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.root = mixers.LayerNorm(6), mixers.RMSNorm(6)
+
+        def forward(self, x, residual):
+            y, total = self.norm(x, residual)
+            return self.root(y), total
+
+    runtime = both_ways(Block(), draw(2, 3, 6), draw(2, 3, 6, seed=1))
+    assert "LayerNormalization" in [node.op_type for node in runtime.proto.graph.node]
+
+
+@pytest.mark.parametrize("centered", [True, False])
+def test_norms_as_a_gpu_exports_them(centered):
+    """The registered operator, which is in graphs that were made on a GPU, with all parts and with none but x."""
+
+    def call(x, weight, bias, residual):
+        norm = torch.ops.ssm_kernels.layer_norm.default
+        y, total = norm(x, weight, bias, residual, torch.float16, 1e-5, centered)
+        return y, total, norm(x, None, None, None, torch.float32, 1e-3, centered)[0]
+
+    tensors = draw(2, 3, 6), draw(6, seed=1), draw(6, seed=2), draw(2, 3, 6, seed=3, dtype=torch.float16)
+    both_ways(Call(call), *tensors, tolerance=1e-3)
+
+
 def test_drop_in_mamba2_with_free_batch_and_length():
     """The block of ssm_kernels.compat: projection, convolution, scan, gated norm."""
     model = Mamba2(8, d_state=4, headdim=4, ngroups=2)
@@ -172,7 +201,8 @@ class Everything(nn.Module):
 
 
 def test_every_mixer_is_in_the_model():
-    assert set(mixers.__all__) - {"GatedRMSNorm"} == set(Everything.SEQUENCES) | set(Everything.PICTURES)
+    norms = {"GatedRMSNorm", "LayerNorm", "RMSNorm"}
+    assert set(mixers.__all__) - norms == set(Everything.SEQUENCES) | set(Everything.PICTURES)
 
 
 def test_model_of_every_mixer_through_torch_export():

@@ -36,9 +36,9 @@ def translation_table() -> dict[Callable, Callable]:
     """
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise ImportError(f"ssm_kernels.onnx needs {' and '.join(missing)}: pip install 'ssm-kernels[onnx]'")
-    from . import attention, convolution, duality, linear, scans, steps
+    from . import attention, convolution, duality, linear, norm, scans, steps
 
-    parts = (scans, duality, convolution, linear, attention, steps)
+    parts = (scans, duality, convolution, linear, attention, steps, norm)
     return {operator: translation for part in parts for operator, translation in part.TABLE.items()}
 
 
