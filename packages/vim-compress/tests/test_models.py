@@ -329,6 +329,22 @@ def test_blocks_add_what_the_block_before_them_made():
     assert torch.equal(model.finished(residual, change), summed)
 
 
+@pytest.mark.gpu
+def test_vim_on_a_gpu_is_the_one_on_the_processor():
+    """With its own kernels for sum and norm, and patches as a product."""
+    torch.manual_seed(0)
+    model = timm.create_model("vim_test_patch4_16").eval()
+    x = image(model, batch=3)
+    with torch.no_grad():
+        wanted = model(x)
+        found = model.cuda()(x.cuda()).cpu()
+        half = torch.autocast("cuda", torch.bfloat16)
+        with half:
+            rough = model(x.cuda()).float().cpu()
+    assert (found - wanted).norm() <= 1e-3 * wanted.norm()
+    assert (rough - wanted).norm() <= 5e-2 * wanted.norm()
+
+
 def test_single_directions_see_one_side():
     from vim_compress.mixer import VimMixer
 

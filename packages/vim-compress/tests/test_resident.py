@@ -20,12 +20,12 @@ def config(**changes):
     return replace(tiny(), **{"resident": True, "steps": 8, "warmup": 0} | changes)
 
 
-def make(cfg, images=None):
+def make(cfg, images=None, device=CPU):
     if images is None:
         images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3)).astype(np.uint8)
     labels = np.arange(len(images)) % 3
     pictures = Pictures(images, labels, [f"p{i}" for i in range(len(images))], ("a", "b", "c"), "noise")
-    return Resident(Numbered(pictures, cfg, named(cfg.model, pictures.classes, pictures.domain)), CPU)
+    return Resident(Numbered(pictures, cfg, named(cfg.model, pictures.classes, pictures.domain)), device)
 
 
 def untouched(made, number):
@@ -121,6 +121,14 @@ def test_targets_of_mixed_pictures_are_shares(kinds):
     torch.testing.assert_close(batch["image"].mean((1, 2, 3)), batch["target"] @ values, rtol=1e-4, atol=1e-4)
     pure = (batch["target"].max(1).values == 1).float().mean()
     assert pure < 0.75  # 0.4 are not mixed, and a third of the pairs are of one class
+
+
+@pytest.mark.gpu
+def test_pictures_on_a_gpu_are_those_on_the_processor():
+    cfg = config(crop="padded", flip=0.5, erase=0.5, mixup=0.8, cutmix=1.0, smoothing=0.1)
+    here, there = make(cfg).batch(range(5, 70)), make(cfg, device=torch.device("cuda")).batch(range(5, 70))
+    for name in ("image", "target"):
+        torch.testing.assert_close(there[name].cpu(), here[name], rtol=1e-5, atol=1e-5)
 
 
 def test_smoothed_targets():
