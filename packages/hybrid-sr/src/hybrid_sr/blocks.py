@@ -1,11 +1,13 @@
 """The parts a network is composed of. B batch, H height, W width, C channels; tokens are (B, H, W, C) everywhere.
 
-Convolutions see the same memory as a channels-last image, so nothing is transposed between a scan and a convolution.
+Convolutions see the same memory as a channels-last image, so nothing is transposed between a scan and a convolution. A
+block hands its last sum on unadded, as (stream, branch): the next norm adds them while it reads them.
 """
 
 from collections import OrderedDict
 
 import torch
+from ssm_kernels.nn.layer_norm import LayerNorm
 from ssm_kernels.nn.ss2d import SS2D
 from ssm_kernels.nn.window import OverlappingWindowAttention, WindowAttention
 from torch import Tensor, nn
@@ -105,7 +107,7 @@ class SpatialGateMlp(nn.Module):
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         self.expand = nn.Linear(dim, hidden)
-        self.norm = nn.LayerNorm(hidden // 2)
+        self.norm = LayerNorm(hidden // 2)
         self.depthwise = Conv(hidden // 2, hidden // 2, depthwise=True)
         self.reduce = nn.Linear(hidden // 2, dim)
         init_linear(self.expand, self.reduce)
@@ -190,22 +192,28 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
         dim = config.dim
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
         self.mixer = make_mixer(config, index)
         self.channel_attention = None
         if config.channel_attention:
             self.channel_attention = ChannelAttention(dim, dim // config.compress_ratio, dim // config.squeeze_factor)
         self.channel_attention_scale = config.channel_attention_scale
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         self.ffn = FEED_FORWARD[config.ffn](dim, config.hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C)."""
-        n = self.norm1(x)
-        mixed = x + self.mixer(n)
+    def forward(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map x + branch, (B, H, W, C) both, to the two summands of the result."""
+        n, x = normed_sum(self.norm1, x, branch)
+        mixed = self.mixer(n)
         if self.channel_attention is not None:
-            mixed = mixed + self.channel_attention_scale * self.channel_attention(n)
-        return mixed + self.ffn(self.norm2(mixed))
+            x = torch.add(x, self.channel_attention(n), alpha=self.channel_attention_scale)
+        n, x = normed_sum(self.norm2, x, mixed)
+        return x, self.ffn(n)
+
+
+def normed_sum(norm: nn.LayerNorm, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the norm of x + branch, in autocast's dtype, and that sum; a missing branch is zero."""
+    return (norm(x), x) if branch is None else norm(branch, x)
 
 
 def make_mixer(config: ModelConfig, index: int) -> nn.Module:
@@ -246,21 +254,22 @@ class OverlapBlock(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.dim)
+        self.norm1 = LayerNorm(config.dim)
         self.attention = make_overlap_attention(config)
         self.position = None
         if config.position == "dynamic":
             self.position = DynamicPositionBias(
                 config.dim, config.heads, config.window, config.key_window, config.rotated_overlap_index
             )
-        self.norm2 = nn.LayerNorm(config.dim)
+        self.norm2 = LayerNorm(config.dim)
         self.ffn = FEED_FORWARD[config.ffn](config.dim, config.hidden)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, H, W, C); H and W multiples of the window."""
+    def forward(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map x + branch, (B, H, W, C) with H and W multiples of the window, to the two summands of the result."""
         table = None if self.position is None else self.position()
-        x = x + self.attention(self.norm1(x), table)
-        return x + self.ffn(self.norm2(x))
+        n, x = normed_sum(self.norm1, x, branch)
+        n, x = normed_sum(self.norm2, x, self.attention(n, table))
+        return x, self.ffn(n)
 
 
 class Group(nn.Module):
@@ -275,12 +284,12 @@ class Group(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        inner = x
+        inner, branch = x, None
         for block in self.blocks:
-            inner = block(inner)
+            inner, branch = block(inner, branch)
         if self.overlap is not None:
-            inner = self.overlap(inner)
-        inner = self.conv(inner)
+            inner, branch = self.overlap(inner, branch)
+        inner = self.conv(inner if branch is None else inner + branch)
         return inner + x if self.residual_scale == 1 else self.residual_scale * inner + x
 
 

@@ -9,6 +9,7 @@ import math
 
 import torch
 from ssm_kernels import ssd
+from ssm_kernels.nn.layer_norm import LayerNorm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,7 +47,7 @@ class SSD2D(nn.Module):
         self.dt_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))  # inverse of softplus
         self.A_log = nn.Parameter(torch.empty(DIRECTIONS, heads).uniform_(*RATE_RANGE).log_())
         self.D = nn.Parameter(torch.ones(DIRECTIONS, heads))
-        self.out_norm = nn.LayerNorm(inner)
+        self.out_norm = LayerNorm(inner)
         self.out_proj = nn.Linear(inner, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin
+from ssm_kernels import layer_norm
+from ssm_kernels.nn.layer_norm import LayerNorm
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -47,7 +49,7 @@ class HybridSR(
         self.stem = ExactConv(3, dim)
         self.stem_norm = nn.LayerNorm(dim)
         self.groups = nn.ModuleList(Group(config, depth) for depth in config.depths)
-        self.final_norm = nn.LayerNorm(dim) if config.final_norm else None
+        self.final_norm = LayerNorm(dim) if config.final_norm else None
         self.body_conv = Conv(dim, dim)
         self.upsampler = make_upsampler(config)
 
@@ -71,7 +73,8 @@ class HybridSR(
         x = pad_to_multiple(x, self.config.window)
         mean = self.rgb_mean.to(x.dtype)
         shallow = self.stem(x.permute(0, 2, 3, 1) - mean)
-        deep = self.stem_norm(shallow)
+        norm = self.stem_norm
+        deep = layer_norm(shallow, norm.weight, norm.bias, eps=norm.eps)  # in float32 also under autocast: the stream
         for group in self.groups:
             if self.checkpointing and torch.is_grad_enabled():
                 deep = cast(Tensor, checkpoint(group, deep, use_reentrant=False))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..ops.checks import refuse
 from ..ops.dispatch import Impl
 from ..ops.selective_scan_2d import DIRECTIONS, selective_scan_2d
+from .layer_norm import LayerNorm
 
 K = len(DIRECTIONS)
 STEP_RANGE = 1e-3, 1e-1  # of softplus(dt_bias) at the start, Mamba's choice
@@ -82,7 +83,7 @@ class SS2D(nn.Module):
         self.dt_projs_bias = nn.Parameter(torch.empty(K, inner))
         self.A_logs = nn.Parameter(torch.empty(K * inner, d_state))
         self.Ds = nn.Parameter(torch.empty(K * inner))
-        self.out_norm = nn.LayerNorm(inner)
+        self.out_norm = LayerNorm(inner)
         self.out_proj = nn.Linear(inner, d_model, bias=False)
         self.reset_parameters()
 
