@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from ssm_kernels.nn import LayerNorm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -55,9 +56,9 @@ def left_pad(text: Tensor, mask: Tensor, length: int | None) -> tuple[Tensor, Te
     return text[:, -length:], kept[:, -length:]
 
 
-def norm(dim: int) -> nn.LayerNorm:
+def norm(dim: int) -> LayerNorm:
     """Layer normalisation without a bias."""
-    return nn.LayerNorm(dim, bias=False)
+    return LayerNorm(dim, bias=False)
 
 
 class Attention(nn.Module):

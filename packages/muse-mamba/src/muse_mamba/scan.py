@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
-from ssm_kernels import depthwise_conv1d, selective_scan
+from ssm_kernels import depthwise_conv1d, rms_norm, selective_scan
 from ssm_kernels.ops.ssd import ssd
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -212,8 +212,8 @@ class Mamba2(nn.Module):
         ways = [reverse] if len(self.convs) == 1 else [False, True]
         y = torch.stack([self._scan(number, xBC, dt, way) for number, way in enumerate(ways)]).mean(0)
         gated = y.float() * F.silu(z.float())
-        normed = F.rms_norm(gated, self.norm.normalized_shape, self.norm.weight.float(), self.norm.eps)
-        return self.out_proj(normed.to(h.dtype))
+        eps = torch.finfo(torch.float32).eps
+        return self.out_proj(rms_norm(gated, self.norm.weight, eps=eps, dtype=h.dtype))
 
     def _scan(self, number: int, xBC: Tensor, dt: Tensor, reverse: bool) -> Tensor:
         x, B, C = self.convs[number](xBC, reverse).split(self.parts, -1)
