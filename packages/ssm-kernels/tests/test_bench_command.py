@@ -59,7 +59,7 @@ def test_every_operator_is_measured_and_saved(bench, tmp_path, capsys):
     scans = {"selective_scan", "selective_scan_bidirectional", "selective_scan_2d", "linear_scan", "linear_scan_shared"}
     scans |= {"ssd", "ssd_step"}
     others = {"depthwise_conv1d", "window_attention", "window_attention_nobias"}
-    others |= {"selective_scan_step", "depthwise_conv1d_step", "sliding_window_attention"}
+    others |= {"layer_norm", "add_rms_norm", "selective_scan_step", "depthwise_conv1d_step", "sliding_window_attention"}
     assert {op for op, _ in found} == mixers | scans | others
     assert found >= {(op, impl) for op in mixers | scans | others for impl in ("torch", "reference")}
     assert found >= {("window_attention", "torch_sdpa"), ("depthwise_conv1d", "torch_eager")}

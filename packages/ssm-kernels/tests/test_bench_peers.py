@@ -21,6 +21,7 @@ from ssm_kernels.bench.case import error_of, truth_of
 from ssm_kernels.bench.peers import Peers, cross_merge_copies, cross_scan_copies, find_peers
 from ssm_kernels.bench.shapes import CPU_QUICK_SHAPES
 from ssm_kernels.bench.suite import make_case
+from ssm_kernels.compat.norms import layer_norm_fn
 
 CPU = torch.device("cpu")
 EXPECTED = {
@@ -29,6 +30,8 @@ EXPECTED = {
     "selective_scan_2d": {"mamba_ssm"},
     "ssd": {"mamba_ssm"},
     "depthwise_conv1d": {"torch_eager", "causal_conv1d"},
+    "layer_norm": {"torch_autocast", "torch_same"},
+    "add_rms_norm": {"torch_autocast", "mamba_ssm"},
     "selective_scan_step": {"mamba_ssm"},
     "ssd_step": {"mamba_ssm"},
     "depthwise_conv1d_step": {"causal_conv1d"},
@@ -85,7 +88,7 @@ def conv_step_stand_in(x, state, weight, bias, activation):
     return y
 
 
-ALL = Peers(scan_stand_in, conv_stand_in, scan_step_stand_in, conv_step_stand_in, ssd_stand_in)
+ALL = Peers(scan_stand_in, conv_stand_in, scan_step_stand_in, conv_step_stand_in, ssd_stand_in, layer_norm_fn)
 
 
 def tiny(op, dtype="float32", peers=ALL):
@@ -181,6 +184,7 @@ def test_installed_packages_are_found(monkeypatch):
     fake_package(monkeypatch, "mamba_ssm.ops.selective_scan_interface", selective_scan_fn=scan_stand_in)
     fake_package(monkeypatch, "mamba_ssm.ops.triton.selective_state_update", selective_state_update=scan_step_stand_in)
     fake_package(monkeypatch, "mamba_ssm.ops.triton.ssd_combined", mamba_chunk_scan_combined=ssd_stand_in)
+    fake_package(monkeypatch, "mamba_ssm.ops.triton.layer_norm", layer_norm_fn=layer_norm_fn)
     fake_package(monkeypatch, "causal_conv1d", causal_conv1d_fn=conv_stand_in, causal_conv1d_update=conv_step_stand_in)
     assert find_peers(torch.device("cuda")) == ALL
 

@@ -11,6 +11,7 @@ OPS = (
     "selective_scan_2d",
     "ssd",
     "depthwise_conv1d",
+    "norms",
     "linear_scan",
     "window_attention",
     "sliding_window_attention",
@@ -18,6 +19,7 @@ OPS = (
     "mixers",
 )
 STEPS = ("selective_scan_step", "ssd_step", "depthwise_conv1d_step")
+NORMS = ("layer_norm", "add_rms_norm")
 MIXERS = ("Mamba", "BidirectionalMamba", "SS2D")
 DTYPE_NAMES = ("bfloat16", "float16", "float32")
 IMPLS = ("triton", "torch", "reference")
@@ -28,7 +30,8 @@ class BenchOptions:
     """Options of `ssm-kernels bench`.
 
     Attributes:
-        op: Operators; "steps" are those of one token, "mixers" are the modules Mamba, BidirectionalMamba and SS2D.
+        op: Operators; "steps" are those of one token, "norms" the layer norm and the
+            root mean square norm with a residual, "mixers" are the modules Mamba, BidirectionalMamba and SS2D.
         impl: Of ours; what suits the device if empty. Other packages' are always timed where they can be imported.
         dtype: Of the sequences; bfloat16 on a GPU and float32 on a CPU if empty.
         device: cpu, cuda, cuda:1, ...; a GPU if there is one and this is empty.

@@ -18,6 +18,7 @@ from .case import Peer, Tensors
 Scan = Callable[..., Tensor]  # mamba_ssm's selective_scan_fn
 Conv = Callable[..., Tensor]  # causal_conv1d's causal_conv1d_fn
 Ssd = Callable[..., Tensor]  # mamba_ssm's mamba_chunk_scan_combined
+Norm = Callable[..., tuple[Tensor, ...]]  # mamba_ssm's layer_norm_fn
 Step = Callable[..., Tensor]  # mamba_ssm's selective_state_update, causal_conv1d's causal_conv1d_update
 
 
@@ -30,6 +31,7 @@ class Peers:
     scan_step: Step | None = None
     conv_step: Step | None = None
     ssd: Ssd | None = None
+    norm: Norm | None = None
     missing: dict[str, str] = field(default_factory=dict)
 
 
@@ -37,7 +39,7 @@ def find_peers(device: torch.device) -> Peers:
     """Look for the functions of mamba_ssm and causal_conv1d, each by itself; they run on NVIDIA GPUs only."""
     if device.type != "cuda":
         return Peers(missing=dict.fromkeys(("mamba_ssm", "causal_conv1d"), "runs on NVIDIA GPUs only"))
-    scan = conv = scan_step = conv_step = ssd = None
+    scan = conv = scan_step = conv_step = ssd = norm = None
     missing = {}
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn as scan
@@ -52,11 +54,15 @@ def find_peers(device: torch.device) -> Peers:
     except ImportError as error:
         missing["mamba_ssm's mamba_chunk_scan_combined"] = str(error)
     try:
+        from mamba_ssm.ops.triton.layer_norm import layer_norm_fn as norm
+    except ImportError as error:
+        missing["mamba_ssm's layer_norm_fn"] = str(error)
+    try:
         from causal_conv1d import causal_conv1d_fn as conv
         from causal_conv1d import causal_conv1d_update as conv_step
     except ImportError as error:
         missing["causal_conv1d"] = str(error)
-    return Peers(scan, conv, scan_step, conv_step, ssd, missing)
+    return Peers(scan, conv, scan_step, conv_step, ssd, norm, missing)
 
 
 def _channels_first(x: Tensors) -> Tensors:

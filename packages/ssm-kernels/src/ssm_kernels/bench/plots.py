@@ -20,7 +20,7 @@ HOW = (
 )
 COLOURS = (
     *("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:gray"),
-    *("tab:olive", "tab:cyan", "black", "gold", "navy", "lime"),
+    *("tab:olive", "tab:cyan", "black", "gold", "navy", "lime", "teal", "salmon"),
 )
 TICKS = (0.5, 1, 2, 4, 8, 16, 32, 64)
 

@@ -41,6 +41,8 @@ LEGEND = {
     "selective_scan_2d": "batch, channels, height, width, state",
     "ssd": "batch, length, heads, head dim, state",
     "depthwise_conv1d": "batch, channels, length, taps",
+    "layer_norm": "batch, positions, channels",
+    "add_rms_norm": "batch, positions, channels",
     "linear_scan": "batch, channels, length, modes",
     "linear_scan_shared": "batch, channels, length, modes",
     "selective_scan_step": "batch, channels, state",
@@ -100,6 +102,12 @@ GPU_SHAPES: dict[str, tuple[Shape, ...]] = {
         Shape("long", (*LONG[:3], 4)),
         Shape("SR", (*SR[:3], 4)),
     ),
+    "layer_norm": (
+        Shape("Contrast light", (16, 4096, 48), quick=True),
+        Shape("Contrast light, 180 x 320", (1, 57600, 48)),
+        Shape("DeiT-S", (256, 197, 384)),
+    ),
+    "add_rms_norm": (Shape("Vim-T 224", (128, 197, 192), quick=True), Shape("Vim-T 1248", (8, 6085, 192))),
     "linear_scan": (
         Shape("Vim-T 224", (*VIM_224[:3], 32), quick=True),
         Shape("SR", (*SR[:3], 32)),
@@ -170,6 +178,8 @@ CPU_SHAPES: dict[str, tuple[Shape, ...]] = {
     "selective_scan_2d": (Shape("Contrast light", (1, 60, 32, 32, 1)), Shape("16 states", (1, 48, 16, 16, 16))),
     "ssd": (Shape("small", (2, 1024, 6, 32, 32)),),
     "depthwise_conv1d": (Shape("small", (2, 192, 1024, 4)), Shape("SR", (8, 240, 4096, 4))),
+    "layer_norm": (Shape("small", (2, 1024, 192)),),
+    "add_rms_norm": (Shape("small", (2, 1024, 192)),),
     "linear_scan": (Shape("small", (2, 192, 1024, 16)),),
     "linear_scan_shared": (Shape("small", (2, 192, 1024, 96)),),
     "selective_scan_step": (Shape("batch", (8, 2048, 16)),),
@@ -192,6 +202,8 @@ CPU_QUICK_SHAPES: dict[str, tuple[Shape, ...]] = {
     "selective_scan_2d": (Shape("tiny", (1, 6, 5, 7, 2)),),
     "ssd": (Shape("tiny", (1, 33, 2, 4, 4)),),
     "depthwise_conv1d": (Shape("tiny", (2, 6, 33, 4)),),
+    "layer_norm": (Shape("tiny", (2, 7, 6)),),
+    "add_rms_norm": (Shape("tiny", (2, 7, 6)),),
     "linear_scan": (Shape("tiny", (2, 6, 33, 3)),),
     "linear_scan_shared": (Shape("tiny", (2, 6, 33, 3)),),
     "selective_scan_step": (Shape("tiny", (2, 6, 4)),),
@@ -250,6 +262,11 @@ def _conv_cost(sizes: tuple[int, ...], item: int) -> Cost:
     return Cost(2 * batch * channels * length * item, batch * channels * length)  # SiLU has one exponential
 
 
+def _norm_cost(sizes: tuple[int, ...], item: int, residual: int) -> Cost:
+    batch, positions, channels = sizes  # x and y; the residual and the sum
+    return Cost(batch * positions * channels * 2 * (item + residual), 0)
+
+
 def _linear_cost(sizes: tuple[int, ...], item: int) -> Cost:
     batch, channels, length, _ = sizes
     return Cost(2 * batch * channels * length * item, 0)  # x and y; parameters do not grow with the row
@@ -292,6 +309,8 @@ COSTS: dict[str, Callable[[tuple[int, ...], int], Cost]] = {
     "window_attention": _attention_cost,
     "window_attention_nobias": _attention_cost,
     "sliding_window_attention": _sliding_cost,
+    "layer_norm": partial(_norm_cost, residual=0),
+    "add_rms_norm": partial(_norm_cost, residual=4),
 }
 
 

@@ -9,8 +9,9 @@ import torch
 from .case import Case
 from .linear import linear_case, shared_case
 from .mixers import mixer_case
+from .norm import add_rms_norm_case, layer_norm_case
 from .operators import attention_case, bidirectional_case, bound, conv_case, picture_case, scan_case
-from .options import MIXERS, STEPS
+from .options import MIXERS, NORMS, STEPS
 from .peers import Peers
 from .roofline import Rates
 from .rows import Row
@@ -34,6 +35,8 @@ def make_case(
         "selective_scan_2d": picture_case,
         "ssd": ssd_case,
         "depthwise_conv1d": conv_case,
+        "layer_norm": layer_norm_case,
+        "add_rms_norm": add_rms_norm_case,
         "linear_scan": linear_case,
         "linear_scan_shared": shared_case,
         "sliding_window_attention": sliding_case,
@@ -45,10 +48,11 @@ def make_case(
 
 
 def rows_of(ops: Iterable[str]) -> Iterator[str]:
-    """Give the names of rows: "mixers" and "steps" stand for several, attention comes with and without a bias."""
+    """Give the names of rows: some stand for several; attention comes with and without a bias."""
+    several = {"mixers": MIXERS, "norms": NORMS, "steps": STEPS}
     for op in ops:
-        if op in ("mixers", "steps"):
-            yield from MIXERS if op == "mixers" else STEPS
+        if op in several:
+            yield from several[op]
         else:
             yield op
             if op == "linear_scan":

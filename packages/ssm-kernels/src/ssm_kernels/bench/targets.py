@@ -19,6 +19,8 @@ PEERS: dict[str, tuple[str, ...]] = {
     "selective_scan_bidirectional": ("mamba_ssm_flip",),
     "selective_scan_2d": ("vmamba_oflex", "mamba_ssm"),
     "depthwise_conv1d": ("torch_eager", "causal_conv1d"),
+    "layer_norm": ("torch_autocast", "torch_same"),
+    "add_rms_norm": ("torch_autocast", "mamba_ssm"),
     "linear_scan": ("torch_fft",),
     "linear_scan_shared": ("torch_fft",),
     "ssd": ("mamba_ssm",),
