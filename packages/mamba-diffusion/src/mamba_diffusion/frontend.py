@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from ssm_kernels.nn import LayerNorm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -65,7 +66,7 @@ def time_mlp(width: int) -> nn.Sequential:
 def decoder(width: int, channels: int, dropout: float) -> nn.Sequential:
     """Norm and three affine maps: tokens to velocities."""
     return nn.Sequential(
-        nn.LayerNorm(width),
+        LayerNorm(width),
         nn.Linear(width, 2 * width),
         nn.GELU(),
         nn.Dropout(dropout),
@@ -79,7 +80,7 @@ def decoder(width: int, channels: int, dropout: float) -> nn.Sequential:
 def feed_forward(width: int, ratio: int, dropout: float) -> nn.Sequential:
     """Pre-norm feed-forward part, without its residual."""
     return nn.Sequential(
-        nn.LayerNorm(width),
+        LayerNorm(width),
         nn.Linear(width, ratio * width),
         nn.GELU(),
         nn.Dropout(dropout),

@@ -6,6 +6,7 @@ Parameter names are the origin's, so its checkpoints load. B batch, N tokens, e 
 from __future__ import annotations
 
 import torch
+from ssm_kernels.nn import LayerNorm
 from torch import Tensor, nn
 
 from .frontend import feed_forward
@@ -29,7 +30,7 @@ class LegacyScan(nn.Module):
         self.C = nn.Linear(d_state, inner, bias=False)
         self.D = nn.Parameter(torch.randn(inner) * 0.01)
         self.gate = nn.Sequential(nn.Linear(inner, inner), nn.Sigmoid())
-        self.norm = nn.LayerNorm(inner)
+        self.norm = LayerNorm(inner)
         self.dropout = nn.Dropout(dropout)
         nn.init.xavier_uniform_(self.B.weight, gain=0.5)
         nn.init.xavier_uniform_(self.C.weight, gain=0.5)

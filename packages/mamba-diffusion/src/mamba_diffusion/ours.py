@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from ssm_kernels.nn import BidirectionalMamba
+from ssm_kernels.nn import BidirectionalMamba, LayerNorm
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -35,7 +35,7 @@ class Modulated(nn.Module):
 
     def __init__(self, width: int, layer: nn.Module) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.norm = LayerNorm(width, elementwise_affine=False)
         self.layer = layer
         self.table = nn.Parameter(torch.zeros(3, width))
         with torch.no_grad():
@@ -122,7 +122,7 @@ class Latents(nn.Module):
         width = config.width
         self.start = nn.Parameter(torch.randn(config.latents, width) * 0.5)
         self.read = Modulated(width, Attention(width, config.heads))
-        self.mix_norm = nn.LayerNorm(width)
+        self.mix_norm = LayerNorm(width)
         self.mix = Attention(width, config.heads)
         self.mlp = Modulated(width, _mlp(width, config.dropout))
 
@@ -177,11 +177,11 @@ class OursNetwork(nn.Module):
         self.time_proj = nn.Linear(width - width % 2, 3 * width)
         among = dims + 1 + channels
         self.context_layers = nn.ModuleList(ContextLayer(config, among) for _ in range(config.layers))
-        self.context_norm = nn.LayerNorm(width)
+        self.context_norm = LayerNorm(width)
         self.latents = Latents(config)
         features = dims + 2 + 2 * channels
         self.decoder_layers = nn.ModuleList(DecoderLayer(config, features) for _ in range(config.iterations))
-        self.out_norm = nn.LayerNorm(width)
+        self.out_norm = LayerNorm(width)
         self.out = nn.Linear(width, channels)
         for module in (self.out, self.time_proj):
             nn.init.zeros_(module.weight)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from ssm_kernels.nn import Mamba
+from ssm_kernels.nn import LayerNorm, Mamba
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -41,7 +41,7 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(config.width)
+        self.norm = LayerNorm(config.width)
         self.attention = Attention(config.width, config.heads, config.dropout)
         self.mlp = feed_forward(config.width, 4, config.dropout)
         self.dropout = nn.Dropout(config.dropout)
@@ -74,7 +74,7 @@ class BidirectionalStack(nn.Module):
         self.forward_blocks = nn.ModuleList(_block(config) for _ in range(half))
         self.backward_blocks = nn.ModuleList(_block(config) for _ in range(half))
         self.combine = nn.Sequential(
-            nn.LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(), nn.Dropout(config.dropout)
+            LayerNorm(2 * width), nn.Linear(2 * width, width), nn.GELU(), nn.Dropout(config.dropout)
         )
 
     def forward(self, x: Tensor, *, recompute: bool = False) -> Tensor:
@@ -91,7 +91,7 @@ class PerceiverIteration(nn.Module):
         super().__init__()
         width = config.width
         self.cross_attn = Attention(width, config.heads, config.dropout)
-        self.cross_norm = nn.LayerNorm(width)
+        self.cross_norm = nn.LayerNorm(width)  # PyTorch's: under autocast the residual stream stays float32
         self.self_attn = Attention(width, config.heads, config.dropout)
         self.self_norm = nn.LayerNorm(width)
         self.mlp = feed_forward(width, 2, config.dropout)
@@ -142,7 +142,7 @@ class SeedNetwork(nn.Module):
         else:
             if config.kind == "v4":
                 self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.layers))
-                self.norm = nn.LayerNorm(width)
+                self.norm = LayerNorm(width)
             else:
                 self.mamba_blocks = nn.ModuleList(_block(config) for _ in range(config.layers))
             self.query_cross_attn = Attention(width, config.heads, config.dropout)
