@@ -9,6 +9,7 @@ import torch._dynamo.testing
 from hybrid_sr.blocks import DynamicPositionBias, GatedConvMlp, SpatialGateMlp, overlap_index_rotation
 from hybrid_sr.config import PRESETS, ModelConfig, preset
 from hybrid_sr.model import HybridSR, pad_to_multiple
+from hybrid_sr.recompute import _GeluLinear, gelu_linear
 from hybrid_sr.weights import load_model
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
@@ -297,6 +298,20 @@ def test_initial_weights_follow_the_published_rules():
         assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05)
         assert layer.bias is None or not layer.bias.any()
     assert (block.get_submodule("mixer").Ds == 1).all()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_recomputed_activation_has_the_same_gradients(bias):
+    """What a GPU keeps of a feed-forward part in training: outputs and gradients as without, in float64."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(6, 4, bias=bias).double()
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(_GeluLinear.apply, (x, layer.weight, layer.bias))
+    torch.testing.assert_close(_GeluLinear.apply(x, layer.weight, layer.bias), gelu_linear(x, layer))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = _GeluLinear.apply(x.float(), layer.weight.float(), None)
+    assert y is not None and y.dtype == torch.bfloat16
+    y.sum().backward()
 
 
 @pytest.mark.gpu

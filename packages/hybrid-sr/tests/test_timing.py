@@ -29,8 +29,18 @@ def test_plain_attention_is_what_is_built(monkeypatch):
     setup = Setup(config=replace(preset("hat-light", 2), dim=12, depths=(2,), heads=2, squeeze_factor=6), device=CPU)
     setup.build()(torch.rand(1, 3, 16, 16))
     assert not calls
-    replace(setup, plain_attention=True).build()(torch.rand(1, 3, 16, 16))
+    replace(setup, plain="attention").build()(torch.rand(1, 3, 16, 16))
     assert [kw["shift"] for kw in calls] == [0, 8, 0]
+
+
+def test_plain_norms_are_what_is_built(monkeypatch):
+    """The reference of the speed table: PyTorch's norm after a sum of its own, with the results of the fused one."""
+    setup = Setup(config=replace(preset("hat-light", 2), dim=12, depths=(2,), heads=2, squeeze_factor=6), device=CPU)
+    x = torch.rand(1, 3, 16, 16)
+    wanted = setup.build()(x)
+    plain = replace(setup, plain="attention and norms").build()
+    monkeypatch.setattr("ssm_kernels.nn.layer_norm.layer_norm", None)
+    torch.testing.assert_close(plain(x), wanted)
 
 
 def test_warm_up_is_not_timed():
@@ -48,7 +58,7 @@ def test_speed_without_a_gpu_is_refused(tmp_path, monkeypatch, capsys):
 
 def test_everything_is_measured_once():
     names = [name for name, _ in speed.measurements(CPU, Path("photos"), None)]
-    assert len(names) == len(set(names)) == 3 + 6 + 12 + 1 + 2
+    assert len(names) == len(set(names)) == 3 + 10 + 12 + 1 + 3
 
 
 def test_tables_hold_what_was_measured_and_compare_with_the_eager_reference():

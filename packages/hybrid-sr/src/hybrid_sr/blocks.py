@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from .attention import VariedOverlapAttention
 from .config import ModelConfig
 from .mixers import SSD2D, Windowed
+from .recompute import gelu_linear
 
 COORDINATE_RANGE = 8.0  # of the generated position bias, before the logarithm
 
@@ -53,7 +54,7 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        return self.reduce(F.gelu(self.expand(x)))
+        return gelu_linear(self.expand(x), self.reduce)
 
 
 class DepthwiseMlp(nn.Module):
@@ -68,7 +69,7 @@ class DepthwiseMlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
         x = self.expand(x)
-        return self.reduce(F.gelu(x + self.depthwise(x)))
+        return gelu_linear(x + self.depthwise(x), self.reduce)
 
 
 class GatedConvMlp(nn.Module):

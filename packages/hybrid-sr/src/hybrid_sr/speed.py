@@ -1,7 +1,8 @@
 """The package's speed in one run on one GPU: `python -m hybrid_sr.speed --out FILE [--photos DIR] [--weights DIR]`.
 
-Hybrid against attention only at equal size (with eager and with fused window attention), a training step and inference;
-upscaling to 4K whole and in tiles; what half precision costs in PSNR; torch.compile. Leave the machine alone meanwhile.
+Hybrids against attention only at equal size, a training step and inference; "HAT-light eager" has the attention and the
+norms of PyTorch alone, "HAT-light fused" those of ssm-kernels. Upscaling to 4K whole and in tiles; what half precision
+costs in PSNR; torch.compile. Leave the machine alone meanwhile.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from .model import HybridSR
 from .recipes import recipe
 from .resize import imresize, modcrop
 from .study import write
-from .timing import Setup, inference_speed, training_speed
+from .timing import Plain, Setup, inference_speed, training_speed
 from .upscaling import Precision, Tile, upscale
 from .weights import load_model
 
@@ -43,6 +44,13 @@ SHAPES = {  # images of 64 x 64 pixels, heads, head dim, key window; as in the p
     "HAT": (8, 6, 30, 16),
     "OCAB": (8, 6, 30, 24),
 }
+NETWORKS: tuple[tuple[str, str, Plain], ...] = (  # all of about equal size
+    ("hybrid", "contrast-no-pe-no-cab", "nothing"),
+    ("hybrid with CAB", "contrast-baseline", "nothing"),
+    ("HAT-light fused", "hat-light", "nothing"),
+    ("HAT-light eager attention", "hat-light", "attention"),
+    ("HAT-light eager", "hat-light", "attention and norms"),
+)
 Measurement = Callable[[], dict[str, Any]]
 
 
@@ -82,9 +90,8 @@ def measurements(device: torch.device, photos: Path | None, weights: Path | None
     """Yield everything that is measured, by name; what takes longest to prepare comes last."""
     for name, shape in SHAPES.items():
         yield f"attention {name}", lambda shape=shape: attention_times(*shape, device)
-    networks = (("hybrid", "contrast-no-pe-no-cab", False), ("HAT-light fused", "hat-light", False))
-    for label, network, plain in (*networks, ("HAT-light eager", "hat-light", True)):
-        setup = Setup(config=preset(network, 4), device=device, plain_attention=plain)
+    networks = [(label, Setup(config=preset(name, 4), device=device, plain=plain)) for label, name, plain in NETWORKS]
+    for label, setup in networks:
         for mode in ("eager", "graph"):
             yield f"{mode}: {label}", lambda setup=setup, mode=mode: network_times(replace(setup, mode=mode))
     if photos is not None:
@@ -92,8 +99,7 @@ def measurements(device: torch.device, photos: Path | None, weights: Path | None
     for precision in ("fp32", "bf16", "fp16"):
         for tile in ("full", 512, 256, 128):
             yield f"4K {precision} tile {tile}", lambda t=tile, p=precision: upscale_times(device, weights, t, p)
-    for label, network, plain in networks:
-        setup = Setup(config=preset(network, 4), device=device, plain_attention=plain)
+    for label, setup in networks[:3]:
         yield f"compile: {label}", lambda setup=setup: network_times(replace(setup, mode="compile"))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-LABELS = ("hybrid", "HAT-light fused", "HAT-light eager")
+LABELS = ("hybrid", "hybrid with CAB", "HAT-light fused", "HAT-light eager attention", "HAT-light eager")
 REFERENCE = "HAT-light eager"
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from .attention import use_eager_attention
+from .attention import use_eager_attention, use_pytorch_norms
 from .benchmark import PeakMemory
 from .config import ModelConfig
 from .graphs import DTYPES, record
@@ -19,6 +19,7 @@ from .model import HybridSR
 from .recipes import TrainConfig
 
 Mode = Literal["eager", "compile", "graph"]
+Plain = Literal["nothing", "attention", "attention and norms"]
 WARM_UP = 3  # runs that are not counted: compilation, allocation
 
 
@@ -31,7 +32,7 @@ class Setup:
         device: Where.
         precision: "no" is float32; "bf16" and "fp16" are autocast.
         mode: "eager", through "compile", or replayed from a CUDA "graph".
-        plain_attention: Window attention in plain PyTorch instead of the fused operator.
+        plain: What is plain PyTorch instead of ssm-kernels' operators: window attention, and norms besides.
         repeats: Timed runs; the median counts.
     """
 
@@ -39,15 +40,17 @@ class Setup:
     device: torch.device
     precision: Literal["no", "bf16", "fp16"] = "bf16"
     mode: Mode = "eager"
-    plain_attention: bool = False
+    plain: Plain = "nothing"
     repeats: int = 10
 
     def build(self) -> HybridSR:
         """Return the network with fixed random weights."""
         torch.manual_seed(0)
         model = HybridSR(self.config).to(self.device)
-        if self.plain_attention:
+        if self.plain != "nothing":
             use_eager_attention(model)
+        if self.plain == "attention and norms":
+            use_pytorch_norms(model)
         return model
 
     def autocast(self) -> torch.autocast:
