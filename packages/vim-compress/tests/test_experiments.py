@@ -5,6 +5,7 @@ import timm
 import torch
 import vim_compress.models  # noqa: F401  (registers the networks)
 from vim_compress.config import VimConfig
+from vim_compress.info import model_info
 from vim_compress.mixer import VimMixer
 from vim_compress.mobilenet import InvertedResidual
 from vim_compress.squeeze import SqueezeTokens
@@ -187,6 +188,9 @@ def test_other_state_space_models_run_and_train(name, mixer):
     gradients = torch.autograd.grad(y.square().sum(), list(model.parameters()), allow_unused=True)
     dead = [n for (n, _), g in zip(model.named_parameters(), gradients, strict=True) if g is None]
     assert dead == []
+    found = model_info(model.config)  # which builds it without numbers
+    assert found["parameters"] == sum(p.numel() for p in model.parameters())
+    assert found["total_macs"] > 0
     assert {n for n, _ in model.named_parameters() if n.endswith(("log_step", "A_log", "log_A_real"))} <= (
         model.no_weight_decay()
     )

@@ -5,6 +5,7 @@ B batch, L tokens, C channels of the residual stream, E inner channels, H heads 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ class Mamba2Scan(nn.Module):
         for suffix in ("", "_b") if bidirectional else ("",):
             self.add_module(f"proj{suffix}", nn.Linear(channels, 2 * states + self.heads, bias=False))
             rates = torch.empty(self.heads).uniform_(*RATES)
-            steps = torch.exp(torch.empty(self.heads).uniform_(*torch.tensor(FIRST_STEPS).log().tolist()))
+            steps = torch.exp(torch.empty(self.heads).uniform_(*(math.log(step) for step in FIRST_STEPS)))
             steps.clamp_(min=LEAST_STEP)
             self.register_parameter(f"A_log{suffix}", nn.Parameter(rates.log()))
             self.register_parameter(f"D{suffix}", nn.Parameter(torch.ones(self.heads)))
