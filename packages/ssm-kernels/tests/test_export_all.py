@@ -9,8 +9,8 @@ import onnxruntime
 import pytest
 import ssm_kernels.onnx
 import torch
+from ssm_kernels import layer_norm, rms_norm, ssd, ssd_bidirectional, ssd_step
 from ssm_kernels import nn as mixers
-from ssm_kernels import ssd, ssd_bidirectional, ssd_step
 from ssm_kernels.compat.mamba2 import Mamba2
 from ssm_kernels.testing import error_ratio
 from torch import Tensor, nn
@@ -149,13 +149,19 @@ def test_norms_as_pytorchs_own_nodes():
 def test_norms_as_a_gpu_exports_them(centered):
     """The registered operator, which is in graphs that were made on a GPU, with all parts and with none but x."""
 
-    def call(x, weight, bias, residual):
+    def registered(x, weight, bias, residual):
         norm = torch.ops.ssm_kernels.layer_norm.default
         y, total = norm(x, weight, bias, residual, torch.float16, 1e-5, centered)
         return y, total, norm(x, None, None, None, torch.float32, 1e-3, centered)[0]
 
+    def defined(x, weight, bias, residual):
+        norm = layer_norm if centered else rms_norm
+        y, total = norm(x, weight, bias, residual=residual, dtype=torch.float16)
+        return y, total, norm(x, None, eps=1e-3)
+
     tensors = draw(2, 3, 6), draw(6, seed=1), draw(6, seed=2), draw(2, 3, 6, seed=3, dtype=torch.float16)
-    both_ways(Call(call), *tensors, tolerance=1e-3)
+    program = torch.export.export(Call(registered), tensors)
+    agree(Call(defined), Runtime(ssm_kernels.onnx.export(program, tensors)), *tensors, tolerance=1e-3)
 
 
 def test_drop_in_mamba2_with_free_batch_and_length():

@@ -123,16 +123,6 @@ def test_errors_name_the_argument():
         assert message in str(caught.value)
 
 
-def test_triton_says_what_it_cannot_do():
-    """Rows that a program cannot hold and float64: refused by name, and PyTorch's with impl="auto"."""
-    long = torch.randn(2, 20000)
-    with pytest.raises(ValueError, match="C of x must be at most 16384 with impl='triton', got 20000; impl='auto'"):
-        layer_norm(long, None, impl="triton")
-    assert torch.equal(layer_norm(long, None), F.layer_norm(long, (20000,)))
-    with pytest.raises(ValueError, match="weight must be float32 or narrower"):
-        layer_norm(long[:, :4], torch.ones(4, dtype=torch.float64), impl="triton")
-
-
 def test_exported_graph_is_the_norm_alone():
     """A module exports as PyTorch's own layer norm: nothing of this package is in the graph, under autocast neither."""
     program = torch.export.export(nn.Sequential(LayerNorm(6), nn.Linear(6, 2)), (torch.randn(3, 6),))

@@ -7,6 +7,7 @@ from ssm_kernels.nn import LayerNorm, RMSNorm
 from ssm_kernels.ops.layer_norm import api, kernels, layer_norm, rms_norm
 from ssm_kernels.testing import assert_as_accurate, error_ratio, poisoned_buffers
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn import functional as F
 
 gpu = pytest.mark.gpu
 DEVICE = "cpu" if triton.knobs.runtime.interpret else "cuda"
@@ -223,6 +224,16 @@ def test_compiles_as_one_graph(monkeypatch):
     assert counts[0] == counts[1]
 
 
+def test_triton_says_what_it_cannot_do():
+    """Rows that a program cannot hold and float64: refused by name, and PyTorch's with impl="auto"."""
+    long = torch.randn(2, 20000, device=DEVICE)
+    with pytest.raises(ValueError, match="C of x must be at most 16384 with impl='triton', got 20000; impl='auto'"):
+        layer_norm(long, None, impl="triton")
+    assert torch.equal(layer_norm(long, None), F.layer_norm(long, (20000,)))
+    with pytest.raises(ValueError, match="weight must be float32 or narrower"):
+        layer_norm(long[:, :4], torch.ones(4, dtype=torch.float64, device=DEVICE), impl="triton")
+
+
 @gpu
 @pytest.mark.parametrize(
     ("shape", "dtype", "residual"),
@@ -231,7 +242,7 @@ def test_compiles_as_one_graph(monkeypatch):
         ((8, 6085, 192), BF16, SINGLE),
         ((256, 197, 384), HALF, None),
         ((5, 16384), SINGLE, BF16),
-        ((1, 1), SINGLE, None),
+        ((1, 10), SINGLE, None),
     ],
     ids=str,
 )
