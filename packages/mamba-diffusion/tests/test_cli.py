@@ -139,6 +139,11 @@ def test_multiscale_writes_the_seeds_files(saved, fields, tmp_path, capsys):
     asked = ["multiscale", "--weights", saved(), *measured(fields), "--resolutions", "16,32", "--samplers", "heun,sde"]
     assert main([*asked, "--out", str(out)]) == 0
     assert "best at 32" in capsys.readouterr().out
+    assert main([*asked, "--samplers", "heun", "--support", "own", "--out", str(tmp_path / "own")]) == 0
+    a, b = (json.loads((x / "metrics_comparison.json").read_text()) for x in (out, tmp_path / "own"))
+    means, own = ([x["resolutions"][r]["results"]["rbf"]["mean"]["psnr"][0] for r in ("16", "32")] for x in (a, b))
+    assert own[0] == pytest.approx(means[0])
+    assert own[1] != pytest.approx(means[1])  # sensors of the finer cells measure other values
     wanted = ("metrics_comparison.txt", "metrics_comparison.json", "multiscale_comparison.png", "performance_chart.png")
     assert {f.name for f in out.iterdir()} == set(wanted)
 

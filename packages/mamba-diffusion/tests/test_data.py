@@ -179,6 +179,21 @@ def test_parts_are_spread_over_the_fields_and_repeat(tmp_path):
         find_parts(str(tmp_path), "sst", **{**ask, "split": "held-out"})
 
 
+def test_a_part_on_a_finer_grid_has_its_sensors_where_they_were(tmp_path):
+    """Each within half a cell of its place, with the finer grid's value; a place without a number is left out."""
+    np.savez(tmp_path / "a.npz", values=np.random.default_rng(0).random((1, 64, 64, 1)))
+    (part,) = find_parts(str(tmp_path), "sst", split="train", side=16, share=0.2, count=1, resolutions=(16, 48))
+    same, finer = part.on_grid(16), part.on_grid(48)
+    np.testing.assert_array_equal(same.sensors, np.sort(part.sensors))
+    assert len(finer.sensors) == len(part.sensors)
+    places, values = finer.observed
+    away = np.abs(places[:, None] - part.observed[0]).max(-1).min(1)
+    assert away.max() < 1e-6  # 48 is 3 times 16: the cell in the middle
+    np.testing.assert_array_equal(values, part.fine[48].reshape(-1, 1)[finer.sensors])
+    part.fine[48][:24] = np.nan
+    assert 0 < len(part.on_grid(48).sensors) < len(finer.sensors)
+
+
 def write_sets(folder, sizes, unit="K"):
     """Write CSV files of scattered points of one smooth field a file."""
     folder.mkdir(exist_ok=True)

@@ -174,12 +174,15 @@ class MultiscaleOptions(FieldOptions):
     Attributes:
         resolutions: Grids over the same part; the truth is as fine as the finest.
         samplers: Which samplers are compared.
+        support: What sensors measure: "coarsest", means over the cells of the part's own grid, whatever grid is asked
+            for; "own", cells of the grid that is asked for, at the same places.
         out: Folder for metrics_comparison.txt and .json, multiscale_comparison.png and performance_chart.png.
         overwrite: Replace its files.
     """
 
     resolutions: str = "32,64,96,128"
     samplers: str = "heun,sde,ddim"
+    support: Literal["coarsest", "own"] = "coarsest"
     out: Path = Path("eval_multiscale")
     overwrite: bool = False
 

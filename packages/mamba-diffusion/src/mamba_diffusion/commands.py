@@ -232,7 +232,7 @@ def multiscale_command(options: MultiscaleOptions) -> int:
     model, device = load(options, options.weights, default_weights(options))
     parts, asked = parts_of(options, tuple(resolutions)), options.prediction()
     check_model(model, parts, "--weights")
-    found = multiscale(model, parts, device, asked, resolutions, samplers)
+    found = multiscale(model, parts, device, asked, resolutions, samplers, own_support=options.support == "own")
     write_multiscale(options.out, found, model, parts, device, asked, settings_of(options))
     if options.json:
         print_json(found)

@@ -53,6 +53,18 @@ class Part:
         """Coordinates (Ni, d) and values (Ni, C) of the sensors."""
         return self.coords[self.sensors], self.flat[self.sensors]
 
+    def on_grid(self, resolution: int) -> Part:
+        """Return the part on another of its grids, with sensors where they were: they measure cells of that grid.
+
+        A sensor whose place has no number there is left out.
+        """
+        truth = self.fine[resolution]
+        sides = np.array(truth.shape[-2::-1])  # as coordinates are ordered, x first
+        cells = np.minimum((self.coords[self.sensors] * sides).astype(np.int64), sides - 1)
+        sensors = np.unique(np.ravel_multi_index(tuple(cells[:, ::-1].T), truth.shape[:-1]))
+        known = np.isfinite(truth.reshape(-1, truth.shape[-1])[sensors]).all(-1)
+        return Part(self.name, truth, sensors[known], self.peak, {resolution: truth}, self.unit)
+
     def with_share(self, share: float, seed: int) -> Part:
         """Return the same part with another share of sensors."""
         sensors = choose_sensors(self.values, share, seed)

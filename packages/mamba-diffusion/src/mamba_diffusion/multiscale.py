@@ -30,6 +30,8 @@ def multiscale(
     asked: Prediction,
     resolutions: list[int],
     samplers: list[Sampler],
+    *,
+    own_support: bool = False,
 ) -> dict[str, Any]:
     """Measure a model at every resolution with every sampler, at equal numbers of network evaluations.
 
@@ -40,17 +42,19 @@ def multiscale(
         asked: Samples, and Heun's steps; the samplers with one evaluation a step take twice as many.
         resolutions: Points along each axis.
         samplers: Names.
+        own_support: Sensors measure cells of each resolution's own grid, instead of the parts' own, coarser ones.
 
     Returns:
         By resolution and sampler (and "rbf") what `evaluate_model` returns, and the best sampler by PSNR of the mean.
     """
     found: dict[str, Any] = {}
     for resolution in resolutions:
+        these = [part.on_grid(resolution) for part in parts] if own_support else parts
         here = {
-            name: evaluate_model(model, parts, device, _with(asked, name), resolution=resolution) for name in samplers
+            name: evaluate_model(model, these, device, _with(asked, name), resolution=resolution) for name in samplers
         }
         best = max(here, key=lambda name: here[name]["mean"]["psnr_mean"][0])
-        here[REFERENCE] = evaluate_baseline(REFERENCE, parts, resolution)
+        here[REFERENCE] = evaluate_baseline(REFERENCE, these, resolution)
         found[str(resolution)] = {"results": here, "best": best}
     return found
 
