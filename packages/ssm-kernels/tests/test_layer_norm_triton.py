@@ -61,8 +61,6 @@ def assert_parity(norm, inputs, **settings):
 def test_several_tiles_and_odd_widths(norm, channels, monkeypatch):
     """The backward's programs walk over several tiles each, the last of which is not full."""
     monkeypatch.setattr(kernels, "PROGRAMS", 2)
-    monkeypatch.setattr(kernels, "BACKWARD_TILE", 512)
-    monkeypatch.setattr(kernels, "FORWARD_TILE", 1024)
     assert_parity(norm, make(3, 17, channels))
 
 

@@ -19,10 +19,9 @@ from torch import Tensor
 from ..launch import launch
 from .kernels_device import backward_kernel, forward_kernel, sum_kernel
 
-FORWARD_TILE, BACKWARD_TILE = 2048, 2048  # numbers in a tile, unless one row is longer
+TILE = 1024  # numbers in a tile, unless one row is longer
 LANE = 16  # numbers of a thread
-PROGRAMS = 512  # of the backward at most
-STAGES = 1  # tiles that the backward has in flight
+PROGRAMS = 1024  # of the backward at most
 SUM_ROWS, SUM_CHANNELS = 512, 8  # parts added at a time, one 32-byte sector wide
 FUSION = {"enable_fp_fusion": True}  # Triton's default until 3.9, which asks to say so
 
@@ -31,10 +30,10 @@ def _on_device(x: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
-def _plan(channels: int, tile: int) -> tuple[int, int, int]:
+def _plan(channels: int) -> tuple[int, int, int]:
     """Choose the rows of a tile, its lanes, and the warps that share it."""
     block = triton.next_power_of_2(channels)
-    rows = max(1, tile // block)
+    rows = max(1, TILE // block)
     return rows, block, min(16, max(1, rows * block // (32 * LANE)))
 
 
@@ -49,7 +48,7 @@ def layer_norm_triton(
 ) -> tuple[Tensor, Tensor]:
     """Normalise in one pass; the sum is an empty tensor without a residual."""
     channels = x.shape[-1]
-    rows, block, warps = _plan(channels, FORWARD_TILE)
+    rows, block, warps = _plan(channels)
     tensors: dict[str, Tensor | int | None] = {
         name: None if part is None else part.contiguous()
         for name, part in (("x", x), ("weight", weight), ("bias", bias), ("residual", residual))
@@ -107,7 +106,7 @@ def layer_norm_backward_triton(
         centered: Whether the mean was subtracted.
     """
     channels = total.shape[-1]
-    rows, block, warps = _plan(channels, BACKWARD_TILE)
+    rows, block, warps = _plan(channels)
     count = total.numel() // channels
     programs = min(PROGRAMS, triton.cdiv(count, rows))
     with _on_device(total):
@@ -141,7 +140,7 @@ def layer_norm_backward_triton(
         launch(
             backward_kernel,
             programs,
-            (channels, rows, warps, STAGES, eps, centered),
+            (channels, rows, warps, eps, centered),
             tensors,
             lambda: {
                 "eps": eps,
@@ -149,7 +148,6 @@ def layer_norm_backward_triton(
                 "ROWS": rows,
                 "BLOCK": block,
                 "CENTERED": centered,
-                "STAGES": STAGES,
                 "num_warps": warps,
                 **FUSION,
             },
@@ -166,7 +164,7 @@ def _add_parts(
         return
     launch(
         sum_kernel,
-        triton.cdiv(channels, SUM_CHANNELS),
+        sum(part is not None for part in (weight_parts, bias_parts)) * triton.cdiv(channels, SUM_CHANNELS),
         (),
         {
             "weight_parts": weight_parts,

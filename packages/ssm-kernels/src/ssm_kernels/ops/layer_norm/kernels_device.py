@@ -7,6 +7,7 @@ constant of the kernel, so that whole vectors are loaded wherever it allows; the
 # on a constexpr is decided when compiling.
 # pyright: reportArgumentType=false, reportPossiblyUnboundVariable=false, reportInvalidTypeForm=false
 # pyright: reportGeneralTypeIssues=false, reportIndexIssue=false, reportOperatorIssue=false
+# ruff: noqa: SIM114
 
 import triton
 import triton.language as tl
@@ -38,7 +39,7 @@ def _normal(h, there, eps, CHANNELS: tl.constexpr, CENTERED: tl.constexpr):
     return h * scale[:, None], scale
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def forward_kernel(
     x, weight, bias, residual, y, total, rows: tl.int64, eps,
     CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, CENTERED: tl.constexpr,
@@ -61,10 +62,10 @@ def forward_kernel(
     tl.store(y + base + at, normal.to(y.dtype.element_ty), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def backward_kernel(
     grad, grad_total, total, weight, grad_x, grad_residual, weight_parts, bias_parts, rows: tl.int64, eps,
-    CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, CENTERED: tl.constexpr, STAGES: tl.constexpr,
+    CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, CENTERED: tl.constexpr,
 ) -> None:  # fmt: skip
     """Walk over every so manieth tile; the sums over its rows go to one row of each of the parts (programs, C).
 
@@ -75,7 +76,7 @@ def backward_kernel(
     weight_sum = tl.zeros([ROWS, BLOCK], tl.float32)
     bias_sum = tl.zeros([ROWS, BLOCK], tl.float32)
     tiles = tl.cdiv(rows, ROWS)
-    for tile in tl.range(program, tiles, tl.num_programs(0), num_stages=STAGES):
+    for tile in range(program, tiles, tl.num_programs(0)):
         first = tile * ROWS
         at, there = _tile(first, rows, CHANNELS, ROWS, BLOCK)
         base = first * CHANNELS
@@ -110,11 +111,16 @@ def backward_kernel(
 def sum_kernel(
     weight_parts, bias_parts, grad_weight, grad_bias, parts, channels, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ) -> None:
-    """Add the parts (parts, C) of both gradients for BLOCK channels, ROWS at a time."""
-    channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    if weight_parts is not None:
+    """Add the parts (parts, C) of one gradient for BLOCK channels, ROWS at a time: of the weight, then of the bias."""
+    blocks = tl.cdiv(channels, BLOCK)
+    channel = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    if weight_parts is None:
+        _sum(bias_parts, grad_bias, channel, parts, channels, ROWS, BLOCK)
+    elif bias_parts is None:
         _sum(weight_parts, grad_weight, channel, parts, channels, ROWS, BLOCK)
-    if bias_parts is not None:
+    elif tl.program_id(0) < blocks:  # no "or" above: what is None must not be compiled for
+        _sum(weight_parts, grad_weight, channel, parts, channels, ROWS, BLOCK)
+    else:
         _sum(bias_parts, grad_bias, channel, parts, channels, ROWS, BLOCK)
 
 
