@@ -3,6 +3,7 @@
 import pytest
 import torch
 import triton
+from ssm_kernels import warmup
 from ssm_kernels.nn import LayerNorm, RMSNorm
 from ssm_kernels.ops.layer_norm import api, kernels, layer_norm, rms_norm
 from ssm_kernels.testing import assert_as_accurate, error_ratio, poisoned_buffers
@@ -255,6 +256,21 @@ def test_real_sizes(shape, dtype, residual):
         for name, value in truth.items():
             assert_as_accurate(f"{name} {norm.__name__}", ours[name], theirs[name], value)
             assert torch.equal(ours[name], again[name]), name
+
+
+@gpu
+def test_one_compilation_serves_any_number_of_rows():
+    """Numbers of rows that are 1, odd and divisible by 16, and those at which the backward has all its programs."""
+
+    def block(x, weight, bias, residual):
+        return layer_norm(x, weight, bias, residual=residual)
+
+    def leaves(rows):
+        return [x.requires_grad_() for x in make(rows, 48, dtype=BF16, residual=SINGLE).values()]
+
+    warmup(block, *leaves(64))
+    for rows in (1, 7, 333, 4096, 70000):
+        assert warmup(block, *leaves(rows)).kernels == (), rows
 
 
 @gpu
