@@ -59,6 +59,11 @@ x, token = torch.randn(2, 9, 8), torch.randn(2, 8)
 Lambda, B, C = (torch.randn(8, 4, dtype=torch.complex64) for _ in range(3))
 Lambda, step, state = Lambda - 2, torch.rand(8), torch.zeros(2, 8, 4, dtype=torch.complex64)
 """,
+    "layer_norm": """
+import torch
+x, stream = torch.randn(2, 2, 9, 8)
+branch, weight, bias = x.bfloat16(), torch.rand(8), torch.rand(8)
+""",
     "s4": "import torch\nx, batch = torch.randn(2, 9, 192), 2\ntokens = torch.randn(3, batch, 192)",
     "sliding_window_attention": """
 import torch

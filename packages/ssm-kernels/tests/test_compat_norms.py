@@ -57,6 +57,26 @@ def test_sum_and_norm_of_a_block():
     assert rms_norm_fn(x, weight, None, prenorm=True)[1].dtype == torch.bfloat16
 
 
+def test_plain_calls_are_one_operator(monkeypatch):
+    """What a block asks for is our operator; a sum in a narrower dtype than x, or more parts, is not."""
+    called = []
+
+    def counted(name, norm):
+        return lambda *args, **options: called.append(name) or norm(*args, **options)
+
+    for name in ("layer_norm", "rms_norm"):
+        monkeypatch.setattr(norms, name, counted(name, getattr(norms, name)))
+    x, weight = torch.randn(2, 8), torch.rand(8)
+    layer_norm_fn(x, weight, None, x, prenorm=True)
+    rms_norm_fn(x.bfloat16(), weight, None, x, residual_in_fp32=True)
+    norms.RMSNorm(8)(x)
+    assert called == ["layer_norm", "rms_norm", "rms_norm"]
+    _, total = layer_norm_fn(x, weight, None, x.bfloat16(), prenorm=True)
+    assert total.dtype == torch.bfloat16
+    layer_norm_fn(x, weight, None, weight1=weight)
+    assert len(called) == 3
+
+
 def test_module_has_the_published_form():
     module = norms.RMSNorm(8, eps=1e-5)
     assert (list(module.state_dict()), module.bias, module.eps) == (["weight"], None, 1e-5)

@@ -1,4 +1,6 @@
-"""mamba-ssm's norms fused with dropout and residual sum, as in `mamba_ssm.ops.triton.layer_norm`, in PyTorch.
+"""mamba-ssm's norms fused with dropout and residual sum, as in `mamba_ssm.ops.triton.layer_norm`.
+
+The plain call of a block, sum and norm, is one operator of this package; what has more parts is PyTorch.
 
 The sum is h = dropout(x * rowscale) + dropout(x1) + residual, y = norm(h) * weight + bias, y1 = norm(h) * weight1 +
 bias1. Letters: D channels, M rows, all axes before D.
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops.checks import check_shape, refuse
+from ..ops.layer_norm import layer_norm, rms_norm
 from .gated_norms import wide
 
 Results = Tensor | tuple[Tensor | None, ...]
@@ -58,6 +61,9 @@ def layer_norm_fn(
         ValueError: A shape is wrong, or x1 and rowscale come together.
     """
     _check(x, residual, x1, rowscale)
+    plain = x1 is None and weight1 is None and rowscale is None and dropout_p <= 0.0 and not return_dropout_mask
+    if plain and (residual is None or torch.promote_types(x.dtype, residual.dtype) == residual.dtype):
+        return _fused(x, weight, bias, residual, eps, prenorm, residual_in_fp32, is_rms_norm)
     with torch.autocast(x.device.type, enabled=False):
         total, masks = _total(x, residual, x1, dropout_p, rowscale)
         normal = _normal(total, eps, is_rms_norm)
@@ -71,6 +77,25 @@ def layer_norm_fn(
         results += masks
     only = results[0]
     return only if len(results) == 1 and only is not None else tuple(results)
+
+
+def _fused(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    prenorm: bool,
+    residual_in_fp32: bool,
+    is_rms_norm: bool,
+) -> Results:
+    """Call the operator: the sum has the dtype of `residual`, as it is asked for."""
+    norm = rms_norm if is_rms_norm else layer_norm
+    if residual is None:
+        y = norm(x, weight, bias, eps=eps)
+        return (y, x.to(torch.float32 if residual_in_fp32 else x.dtype)) if prenorm else y
+    y, total = norm(x, weight, bias, residual=residual, eps=eps)
+    return (y, total) if prenorm else y
 
 
 def rms_norm_fn(
