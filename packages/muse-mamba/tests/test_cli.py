@@ -79,6 +79,8 @@ def test_mistakes_answer_before_torch_is_imported(tmp_path):
         ([], "no verb given"),
         (["generat"], "unknown verb 'generat'"),
         (["generate", "a", "--steps", "0"], "--steps: must be at least 1"),
+        (["generate", "a", "--steps", "9999"], "--steps: must be at most 1000, got 9999"),
+        (["generate", "a", "--seed", "9" * 20], "--seed: must be at least 0 and finite"),
         (["generate", "a", "--order", "halt"], "--order: must be one of confidence, halton, random, got halt"),
         (["generate", "a", "--nope"], "unrecognized arguments: --nope"),
         (["inpaint", "a"], "--image is missing"),

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+MOST_STEPS = 1_000  # about as many as there are tokens
+LARGEST = 2**63
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
@@ -50,9 +53,9 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         """Refuse numbers without a meaning."""
         at_least_one(self, "num", "steps")
-        for name in ("seed", "guidance", "sample_temperature", "mask_temperature", "top_k"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name.replace('_', '-')}: must be at least 0, got {getattr(self, name)}")
+        not_negative(self, "seed", "guidance", "sample_temperature", "mask_temperature", "top_k")
+        if self.steps > MOST_STEPS:
+            raise ValueError(f"--steps: must be at most {MOST_STEPS}, got {self.steps}; the default is 16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +171,17 @@ def at_least_one(options: Any, *names: str) -> None:
     for name in names:
         if getattr(options, name) < 1:
             raise ValueError(f"--{name}: must be at least 1, got {getattr(options, name)}")
+
+
+def not_negative(options: Any, *names: str) -> None:
+    """Refuse numbers below 0, and those that are not finite or larger than a random generator takes.
+
+    Raises:
+        ValueError: One is.
+    """
+    for name in names:
+        if not 0 <= getattr(options, name) < LARGEST:
+            raise ValueError(f"--{name.replace('_', '-')}: must be at least 0 and finite, got {getattr(options, name)}")
 
 
 def _needs(options: Any, *names: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .arguments import at_least_one
+from .arguments import at_least_one, not_negative
 
 
 def refuse_files(options: BenchmarkOptions | EvaluateOptions, *names: str) -> None:
@@ -191,9 +191,7 @@ class EvaluateOptions:
     def __post_init__(self) -> None:
         """Refuse numbers without a meaning, and files that exist."""
         at_least_one(self, "steps", "per_caption")
-        for name in ("num", "prompts", "guidance", "seed"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name}: must be at least 0, got {getattr(self, name)}")
+        not_negative(self, "num", "prompts", "guidance", "seed")
         refuse_files(self, "out", "sheet")
         for name in ("inception", "lpips"):
             file = getattr(self, name)
