@@ -6,6 +6,7 @@ H and W are the input's size in pixels, M the window, s the scale.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,6 +40,7 @@ def export_command(out: str | None, options: ExportOptions) -> int:
         refuse("export", "file", f"one ending in {', '.join(SUFFIXES)}, or a folder", target.name, "choose one of them")
     model = load_model(options.weights, preset=options.preset, scale=options.scale)
     target.parent.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of PyTorch's own empty constants
     if target.suffix:
         export(model, target, layout=options.layout, height=options.height, width=options.width)
     else:
