@@ -159,11 +159,13 @@ def test_summary_compares_same_seeds_and_tells_the_spread():
     base, ssd = summary({"rows": rows, "speed": speed})
     assert (base["method"], ssd["method"]) == (BASE, "ssd")
     assert base["psnr_spread"] == pytest.approx(0.1)
-    assert ssd["difference"] == pytest.approx(0.5)  # seed 3 has no base
+    assert ssd["difference"] == pytest.approx(0.5) and ssd["difference_spread"] is None  # seed 3 has no base
     assert base["train_samples_per_s"] is None
     (alone,) = summary({"rows": rows[:1], "speed": []})
     assert alone["psnr_spread"] is None and "| 30.000 | +0.000 | 0.8000 | 1 |" in table([alone])
     assert "| ssd | 10 | 2.0 + 1.0 | 100 | 2.00 | 5.0 | 2.00 | 31.000 +- 0.500 | +0.500 |" in table([base, ssd])
+    both = summary({"rows": [*rows[:3], made_up("ssd", 2, 30.4)], "speed": []})
+    assert "| 30.450 +- 0.050 | +0.350 +- 0.150 |" in table(both)
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,11 @@ def report(folder: Path) -> list[Path]:
 
 
 def _slim(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row with its device in place of the whole environment: rows of several machines may come together."""
+    """Return a row with device and commit in place of the environment: rows of several machines may come together."""
+    environment = row["environment"]
     return {name: value for name, value in row.items() if name != "environment"} | {
-        "gpu": row["environment"].get("GPU"),
+        "gpu": environment.get("GPU"),
+        "commit": (environment.get("git") or "")[:7],
     }
 
 
@@ -48,8 +50,8 @@ def summary(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Lines hold `method`, `seeds`, `parameters`, `macs`, `scan_ops`, `psnr_y`, `psnr_spread` (half the distance of the
     best and the worst seed, dB; None of a single one), `ssim_y`, `ssim_spread`, `difference` (dB to the base, mean over
-    common seeds), and None or figures under `train_samples_per_s`, `train_peak_bytes`, `megapixels_per_s` and
-    `peak_bytes`.
+    common seeds), `difference_spread` (half their range), and None or figures under `train_samples_per_s`,
+    `train_peak_bytes`, `megapixels_per_s` and `peak_bytes`.
     """
     groups: dict[str, list[Mapping[str, Any]]] = {row.name: [] for row in ROWS}
     for row in result["rows"]:
@@ -64,12 +66,15 @@ def summary(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         line |= {name: rows[0][name] for name in ("parameters", "macs", "scan_ops")}
         for name, short in (("psnr_y", "psnr"), ("ssim_y", "ssim")):
             values = [row[name] for row in rows]
-            spread = (max(values) - min(values)) / 2 if len(values) > 1 else None
-            line |= {name: mean(values), f"{short}_spread": spread}
+            line |= {name: mean(values), f"{short}_spread": _half_range(values)}
         common = [row["psnr_y"] - base[row["seed"]] for row in rows if row["seed"] in base]
-        line["difference"] = mean(common) if common else None
+        line |= {"difference": mean(common) if common else None, "difference_spread": _half_range(common)}
         lines.append(line | _speed(speed.get(method)))
     return lines
+
+
+def _half_range(values: Sequence[float]) -> float | None:
+    return (max(values) - min(values)) / 2 if len(values) > 1 else None
 
 
 def _speed(row: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -110,7 +115,9 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
             _number(line["megapixels_per_s"], 1, 1),
             _number(line["peak_bytes"], 1e9, 2),
             _with_spread(line["psnr_y"], line["psnr_spread"], 3),
-            "" if line["difference"] is None else f"{line['difference']:+.3f}",
+            ""
+            if line["difference"] is None
+            else _with_spread(line["difference"], line["difference_spread"], 3, sign="+"),
             _with_spread(line["ssim_y"], line["ssim_spread"], 4),
             str(line["seeds"]),
         ]
@@ -118,8 +125,8 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(out) + "\n"
 
 
-def _with_spread(value: float, spread: float | None, digits: int) -> str:
-    return f"{value:.{digits}f}" + ("" if spread is None else f" +- {spread:.{digits}f}")
+def _with_spread(value: float, spread: float | None, digits: int, sign: str = "") -> str:
+    return f"{value:{sign}.{digits}f}" + ("" if spread is None else f" +- {spread:.{digits}f}")
 
 
 def _number(value: float | None, unit: float, digits: int) -> str:
