@@ -195,8 +195,8 @@ class Study:
                     failed.append(job)
                     continue
                 out = self.out / "runs" / job.name
-                log = (self.out / "runs" / f"{job.name}.log").open("ab")
-                running[job] = subprocess.Popen(job.command(self.options, out), stdout=log, stderr=log)
+                with (self.out / "runs" / f"{job.name}.log").open("ab") as log:
+                    running[job] = subprocess.Popen(job.command(self.options, out), stdout=log, stderr=log)
                 self.say(f"started {job.name}")
             for job, process in list(running.items()):
                 if process.poll() is not None:
@@ -288,7 +288,7 @@ class Study:
         return [part.with_share(share, n) for n, part in enumerate(self._parts[subject, resolution])]
 
     def measure_baselines(self, names: list[str], subjects: set[str]) -> None:
-        """Measure classical methods at every share on the first grid."""
+        """Measure classical methods as `measure` does the runs."""
         from .evaluate import evaluate_baseline
 
         for subject in sorted(subjects):
@@ -297,10 +297,11 @@ class Study:
                 if row in self.rows:
                     continue
                 try:
-                    cases = [
-                        _compact(evaluate_baseline(name, self.parts(subject, share, SIDE)), share, SIDE)
-                        for share in SHARES
-                    ]
+                    cases = []
+                    for share, side in self.cases():
+                        finer = None if side == SIDE else side
+                        result = evaluate_baseline(name, self.parts(subject, share, side), finer)
+                        cases.append(_compact(result, share, side))
                 except ValueError as missing:
                     self.say(f"{row}: left out, {missing}")
                     continue
