@@ -64,6 +64,9 @@ def test_mistakes_answer_before_torch_is_imported(tmp_path):
         (["generate"], "no prompt given"),
         (["generate", " "], "a prompt is empty"),
         (["generate", "x" * 2000], "at most 1000 characters, got 2000"),
+        (["generate", b"\xff"], "a prompt has bytes that are no text"),
+        (["generate", "a", "--negative", " "], "--negative: must say what is not wanted"),
+        (["generate", "a", "--out", "/proc/x"], "--out: /proc/x cannot be made"),
         (["generate", "a", "--model", str(tmp_path)], "must be a folder with model.safetensors"),
         (["generate", "a", "--upscaler", str(tmp_path)], "--upscaler: must be a folder with model.safetensors"),
     ):
@@ -203,6 +206,29 @@ def test_prompt_with_more_tokens_than_the_model_reads_is_said(weights, byte_enco
     assert caplog.messages == [
         "prompt: 1 of 2 have more than 6 tokens; the rest of them is not read; make them shorter"
     ]
+
+
+def test_no_captions_and_no_pictures_are_said(capsys, tmp_path):
+    bare, broken = tmp_path / "bare", tmp_path / "broken"
+    for folder in (bare, broken):
+        folder.mkdir()
+    Image.new("RGB", (64, 64)).save(bare / "a.png")
+    (broken / "a.png").write_bytes(b"x")
+    assert "no picture in" in refused(capsys, "evaluate", "--data", bare)
+    assert "none of 1 images has a caption" in refused(capsys, "encode", "--data", bare, "--out", tmp_path / "p")
+    picture = ("--image", broken / "a.png", "--out", tmp_path / "o")
+    assert "no image that Pillow knows" in refused(capsys, "variation", "a", *picture)
+    (broken / "config.json").write_text("{")
+    assert f"{broken}/config.json is no configuration" in refused(capsys, "info", broken)
+
+
+def test_a_disk_that_cannot_be_written_to_is_one_line(capsys, drawing, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    code, _, err = run(capsys, "generate", "a", *drawing)
+    assert (code, err) == (1, "muse-mamba generate: [Errno 28] No space left on device\n")
 
 
 def test_info(capsys):

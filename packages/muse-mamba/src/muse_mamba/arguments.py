@@ -53,6 +53,8 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         """Refuse numbers without a meaning."""
         at_least_one(self, "num", "steps")
+        if self.negative is not None and not self.negative.strip():
+            raise ValueError("--negative: must say what is not wanted, got nothing; leave it out")
         not_negative(self, "seed", "guidance", "sample_temperature", "mask_temperature", "top_k")
         if self.steps > MOST_STEPS:
             raise ValueError(f"--steps: must be at most {MOST_STEPS}, got {self.steps}; the default is 16")

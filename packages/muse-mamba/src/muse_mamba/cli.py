@@ -93,6 +93,8 @@ def _guarded(verb: str, command: Callable[[list[str]], int], arguments: list[str
         return stop.code if isinstance(stop.code, int) else 0
     except (ValueError, MemoryError) as error:
         message, code = str(error) or "out of memory; use a smaller --num or --batch", 2
+    except OSError as trouble:  # a full disk, a folder that may not be written to
+        message, code = str(trouble), 1
     except KeyboardInterrupt:
         message, code = "interrupted", 130
     print(f"muse-mamba {verb}: {' '.join(message.split())}", file=sys.stderr)

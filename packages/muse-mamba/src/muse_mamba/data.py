@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from .packed import Pictured, is_packed, load_packed, read_all
+from .packed import CAPTIONED, Pictured, is_packed, load_packed, read_all
 from .rows import is_rows, read_rows
 from .runconfig import RunConfig
 from .sources import find_pictures
@@ -87,10 +87,7 @@ def open_collection(data: str | None, *, size: int | None, captioned: bool, verb
                     file=sys.stderr,
                 )
             if not sources:
-                raise ValueError(
-                    f"data: none of {len(bare)} images has a caption; write metadata.jsonl with rows "
-                    '{"file_name": ..., "text": ...}'
-                )
+                raise ValueError(f"data: none of {len(bare)} images has a caption; {CAPTIONED}")
         pictures = read_all(sources, size, verbose=verbose)
     if captioned:
         pictures = [p for p in pictures if p.captions]

@@ -74,6 +74,9 @@ def _pictures(options: EvaluateOptions) -> tuple[list[Pictured], list[Pictured],
         found = read_rows(options.data, verbose=True)
     else:
         sources = [p for p in find_pictures(options.data) if p.captions or options.tokenizer_only]
+        if not sources:
+            remedy = "write metadata.jsonl with rows of file_name and text, or give --tokenizer_only"
+            raise ValueError(f"--data: no picture in {options.data} has a caption; {remedy}")
         wanted = [p for p in sources if p.split == options.split]
         size = max(_sizes(options.sizes)) if options.tokenizer_only else None
         found = read_all(wanted[: options.num or None] or sources[:1], size)

@@ -117,7 +117,7 @@ def check_prompts(prompts: list[str]) -> None:
     """Refuse sentences that say nothing or far too much.
 
     Raises:
-        ValueError: There is none, one is empty, or one is too long.
+        ValueError: There is none, one is empty, too long, or no text.
     """
     if not prompts:
         raise ValueError('no prompt given; say what shall be drawn, as in: muse-mamba generate "a red apple"')
@@ -126,6 +126,8 @@ def check_prompts(prompts: list[str]) -> None:
             raise ValueError("a prompt is empty; say what shall be drawn")
         if len(prompt) > LONGEST:
             raise ValueError(f"a prompt must have at most {LONGEST} characters, got {len(prompt)}; shorten it")
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):  # what Python makes of bytes that are no UTF-8
+            raise ValueError("a prompt has bytes that are no text; write it in UTF-8")
 
 
 def check_weights(options: SamplingOptions) -> None:
@@ -216,6 +218,10 @@ def plan_files(options: DrawingOptions, prompts: list[str], num: int) -> list[Pa
             raise ValueError(f"{file} exists; add --overwrite, or choose another --out or --seed")
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"--out: must be a folder, {options.out} is a file")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out: {options.out} cannot be made: {error.strerror}; choose another folder") from error
     return files
 
 
@@ -235,7 +241,6 @@ def write(
     from PIL import Image as Images
     from PIL.PngImagePlugin import PngInfo
 
-    options.out.mkdir(parents=True, exist_ok=True)
     settings = said | {
         name: str(value) if isinstance(value, Path) else value
         for name, value in vars(options).items()

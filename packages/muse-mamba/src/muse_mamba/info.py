@@ -53,7 +53,11 @@ def model_info(preset: str, method: str | None = None) -> dict[str, Any]:
 
 
 def _folder_info(name: str, folder: Path) -> dict[str, Any]:
-    if json.loads((folder / CONFIG).read_text()).get("kind") == VQTokenizer.kind:
+    try:
+        kind = json.loads((folder / CONFIG).read_text())["kind"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"info: {folder / CONFIG} is no configuration: {error}; save the network again") from error
+    if kind == VQTokenizer.kind:
         config = TokenizerConfig.from_dict(read_config(folder, VQTokenizer.kind))
         return _tokenizer_info(name, config, TOKENIZER_SIDES["seed"])
     return _model_info(name, ModelConfig.from_dict(read_config(folder, TokenModel.kind)))

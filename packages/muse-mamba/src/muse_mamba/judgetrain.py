@@ -44,7 +44,7 @@ def judge_command(options: JudgeOptions) -> int:
         titled = [p for p in find_pictures(data, options.root) if p.captions]
         kept = [p for p in titled if not names_any(p.captions, avoided)]
         left_out += len(titled) - len(kept)
-        pairs += read_all(kept, SIZE)
+        pairs += read_all(kept, SIZE) if kept else []
     print(f"{len(pairs)} pairs; {left_out} left out, as their words name a held-out concept")
     if len(pairs) < LEAST:
         raise ValueError(f"--data: {len(pairs)} pictures with captions of other concepts; give at least {LEAST}")

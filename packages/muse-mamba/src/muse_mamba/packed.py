@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from .sources import Picture, find_pictures, open_image
 
 MOST_OF_MEMORY = 0.8  # that pictures may take of what is free
+CAPTIONED = 'write metadata.jsonl with rows {"file_name": ..., "text": ...}'
 
 if TYPE_CHECKING:
     from .text import TextCache
@@ -123,6 +124,8 @@ def pack(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"encode: --out must be a new or empty folder, {out} has files in it")
     sources = find_pictures(data, root)
+    if not any(p.captions for p in sources):
+        raise ValueError(f"data: none of {len(sources)} images has a caption; {CAPTIONED}")
     licences = {p.name: p.licence for p in sources}
     pictures = [p for p in read_all(sources, size) if p.pixels.min() < 250]  # a font may lack a glyph
     cache = TextCache.encode(TextEncoder(encoder, length=length), [c for p in pictures for c in p.captions])

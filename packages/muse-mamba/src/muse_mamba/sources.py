@@ -81,7 +81,7 @@ def open_image(data: bytes) -> NDArray[np.uint8]:
     Raises:
         OSError: It is damaged or no image.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data)) as file:
@@ -90,6 +90,8 @@ def open_image(data: bytes) -> NDArray[np.uint8]:
                 ground = Image.new("RGBA", rgba.size, "white")
                 return np.asarray(Image.alpha_composite(ground, rgba).convert("RGB"))
             return np.asarray(file.convert("RGB"))
+    except UnidentifiedImageError as error:  # its message names the buffer in memory
+        raise OSError("no image that Pillow knows") from error
     except (SyntaxError, ValueError) as error:  # Pillow reports some broken files in these ways
         raise OSError(str(error)) from error
 
