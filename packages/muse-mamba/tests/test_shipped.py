@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from muse_mamba.benchmark import crossovers
-from muse_mamba.config import METHODS
+from muse_mamba.config import METHODS, model_preset
 from muse_mamba.judge import Judge
 from muse_mamba.lengthplot import table as length_table
 from muse_mamba.model import TokenModel
@@ -14,6 +14,7 @@ from muse_mamba.tokenizer import VQTokenizer
 from muse_mamba.tokenizer.recipes import seed
 from muse_mamba.weights import WEIGHTS, find_judge, shipped_model, shipped_tokenizer
 
+LARGE = ("concat", "attn-xz")
 DOCS = Path(__file__).parent.parent / "docs"
 
 
@@ -46,6 +47,17 @@ def test_model_card_is_the_json():
     assert [row["size"] for row in sizes] == [64, 128, 256, 512, 1024]
     found = "{:.1f} dB at 64 px, {:.1f} at 128, {:.1f} at 256, {:.1f} at 512, {:.1f} at 1024"
     assert found.format(*(row["psnr"] for row in sizes)) in " ".join(card.split())
+
+
+def test_pages_give_the_sizes_of_presets_and_files():
+    methods, drawing = ((DOCS / f"{page}.md").read_text() for page in ("methods", "drawing"))
+    for name, method in (("muse-24x2048", None), ("muse-12x1024", None), *(("mamba-12x1024", m) for m in LARGE)):
+        with torch.device("meta"):
+            count = sum(p.numel() for p in TokenModel(model_preset(name, method)).parameters())
+        assert f"{count:,}" in methods
+    files = {row["part"]: row["bytes"] for row in json.loads((DOCS / "results/export.json").read_text())["rows"]}
+    sizes = [f"{files[part] / 1e6:.1f}" for part in ("model", "decoder", "encoder")]
+    assert f"{sizes[0]}, {sizes[1]} and {sizes[2]} MB (model, decoder, encoder)" in drawing
 
 
 def test_study_page_is_the_json():
