@@ -147,8 +147,10 @@ def test_packed_folder_holds_what_was_packed(tmp_path):
 
 
 @pytest.mark.slow
-def test_study_trains_measures_and_goes_on(pictures, tmp_path, capsys):
+def test_study_trains_measures_and_goes_on(pictures, tmp_path, capsys, monkeypatch):
     """Six runs of the smoke plan; a second call finds everything done."""
+    monkeypatch.setattr("mamba_diffusion.study.SAMPLES", 3)
+    monkeypatch.setattr("mamba_diffusion.study.STEPS", 1)
     import numpy as np
     from mamba_diffusion.pack import pack
     from mamba_diffusion.sources import Field
