@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from muse_mamba import train as trainer
 from muse_mamba.config import METHODS, model_preset
 from muse_mamba.graphs import EAGER_STEPS, DeviceStep, RecordedStep
@@ -25,6 +26,14 @@ LOSSES = {
     "critic": {"critic": "mamba", "critic_depth": 1},  # draws on the device
     "super-resolution": {"cond_vocab": 32, "cond_grid": (2, 2)},
 }
+
+
+@pytest.fixture(autouse=True)
+def new_process():
+    """accelerate keeps the precision of the first run of a process."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def config(packed, **fields):
