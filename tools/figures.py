@@ -224,6 +224,16 @@ def soak(root: Path) -> str:
     )
 
 
+def full_memory(root: Path) -> str:
+    """What the trainers say on a full GPU, from docs/results/full-memory.json (tools/full_memory.py)."""
+    found = read(root / "docs/results/full-memory.json")
+    if found is None:
+        return "It has not been run yet: docs/results/full-memory.json is missing.\n"
+    rows = [(row["trainer"], row["preset"], row["exit_code"], row["said"]) for row in found["rows"]]
+    which = f"{found['environment']['GPU']}, {found['allowed_gib']} GiB of it allowed, {found['date']}"
+    return table(("trainer", "preset", "exit code", "last line"), rows) + f"\n{which}, commit {found['commit'][:7]}\n"
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "kernels": kernels,
     "upscaling": upscaling,
@@ -234,6 +244,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "lowest-bounds": lowest_bounds,
     "scaling": scaling,
     "soak": soak,
+    "full-memory": full_memory,
     "two-gpus": two_gpus,
 }
 
