@@ -58,11 +58,28 @@ def study():
 
 def test_table_of_the_study_is_its_rows(study):
     page = (HOME / "docs" / "study.md").read_text()
-    assert table(summary(study)) in page
+    lines = summary(study)
+    assert table(lines) in page
     assert f"bicubic reaches {mean_of('bicubic_psnr_y', 4):.2f} dB on these photos" in page
-    above = [row["method"] for row in study["rows"] if row["psnr_y"] > mean_of("bicubic_psnr_y", 4)]
-    assert sorted(above) == ["no-final-norm", "residual-0.2"]
+    above = {row["method"] for row in study["rows"] if row["psnr_y"] > mean_of("bicubic_psnr_y", 4)}
+    assert above == {"no-final-norm", "residual-0.2", "gcffn-published"}
     assert {row["steps"] for row in study["rows"]} == {600}
+    for name, words in (
+        ("psnr_spread", "Two seeds of one network differ by up to"),
+        ("difference_spread", "base by up to"),
+    ):
+        assert f"{words} {2 * max(line[name] or 0 for line in lines):.2f} dB" in page
+
+
+def test_speeds_of_the_study_are_those_of_the_speed_page(study):
+    """Three rows are in both tables, and must not contradict each other."""
+    quiet = json.loads((HOME / "docs" / "results" / "speed-h100.json").read_text())
+    rows = {row["method"]: row["graph"] for row in study["speed"]}
+    names = {"contrast-no-pe-no-cab": "hybrid", "contrast-baseline": "hybrid with CAB", "hat-light": "HAT-light fused"}
+    for method, label in names.items():
+        for part, rate in (("training", "samples_per_s"), ("inference", "megapixels_per_s")):
+            assert rows[method][part][rate] == quiet[f"graph: {label}"][part][rate]
+    assert len(rows) == 12 and rows["dwconv-ffn"]["inference"]["ms"] is None
 
 
 def test_differences_of_the_findings_are_those_of_the_rows(study):
@@ -79,13 +96,22 @@ def test_differences_of_the_findings_are_those_of_the_rows(study):
 
 def test_curves_that_the_page_quotes(study):
     page = (HOME / "docs" / "study.md").read_text()
-    curves = {row["method"]: row["curve"]["psnr_y"] for row in study["rows"] if row["seed"] == 10}
-    early = [a - b for a, b in zip(curves["contrast-baseline"], curves["contrast-no-pe"], strict=True)]
-    assert f"{early[0]:+.2f} at step 60, {early[1]:+.2f} at 120, then {max(early[2:]):+.2f} to" in page
-    assert f"{min(early[2:]):+.2f} |" in page
-    lead = [a - b for a, b in zip(curves["no-final-norm"], curves["contrast-no-pe-no-cab"], strict=True)]
-    assert f"falls from {max(lead):.1f} dB at step 120 to {lead[-1]:.1f} at 600" in page and max(lead) == lead[1]
-    assert abs(curves["no-final-norm"][2] - curves["contrast-no-pe-no-cab"][-1]) < 0.02  # steps 180 and 600
+    curves = {(row["method"], row["seed"]): row["curve"]["psnr_y"] for row in study["rows"]}
+
+    def lead(first, second, seed):
+        return [a - b for a, b in zip(curves[first, seed], curves[second, seed], strict=True)]
+
+    bias, other = (lead("contrast-baseline", "contrast-no-pe", seed) for seed in (10, 11))
+    later = bias[1:] + other[1:]
+    wanted = f"{bias[0]:+.2f} / {other[0]:+.2f} at step 60, then between {min(later):+.2f} and {max(later):+.2f} |"
+    assert wanted in page and min(bias[0], other[0]) > 0
+    norm, other = (lead("no-final-norm", "contrast-no-pe-no-cab", seed) for seed in (10, 11))
+    assert norm[1] == max(norm) and other[1] == max(other)
+    assert (
+        f"falls from {norm[1]:.1f} / {other[1]:.1f} dB at step 120 to {norm[-1]:.2f} / {other[-1]:.2f} at 600" in page
+    )
+    for seed in (10, 11):  # after 180 steps where the base is after 600
+        assert curves["no-final-norm", seed][2] > curves["contrast-no-pe-no-cab", seed][-1] - 0.02
 
 
 def test_recorded_losses_are_those_of_the_plain_pass():

@@ -12,7 +12,7 @@ from hybrid_sr.config import ModelConfig
 from hybrid_sr.info import count, model_info
 from hybrid_sr.model import HybridSR
 from hybrid_sr.study import StudyOptions, plan_jobs, run_jobs
-from hybrid_sr.studyreport import report, summary, table
+from hybrid_sr.studyreport import curve_differences, report, summary, table
 from hybrid_sr.studyrows import BASE, ROWS, Row, find_rows
 from PIL import Image
 
@@ -166,6 +166,12 @@ def test_summary_compares_same_seeds_and_tells_the_spread():
     assert "| ssd | 10 | 2.0 + 1.0 | 100 | 2.00 | 5.0 | 2.00 | 31.000 +- 0.500 | +0.500 |" in table([base, ssd])
     both = summary({"rows": [*rows[:3], made_up("ssd", 2, 30.4)], "speed": []})
     assert "| 30.450 +- 0.050 | +0.350 +- 0.150 |" in table(both)
+
+
+def test_curves_are_compared_within_a_seed():
+    """A network that ran with one seed only must not be compared with the base's mean."""
+    rows = [made_up(BASE, 1, 30.0), made_up(BASE, 2, 31.0), made_up("ssd", 2, 31.5), made_up("mamba", 3, 99.0)]
+    assert curve_differences(rows) == {BASE: [0.0], "ssd": [0.5]}
 
 
 @pytest.mark.parametrize(

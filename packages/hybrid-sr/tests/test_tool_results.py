@@ -17,6 +17,30 @@ def test_what_a_crop_costs():
         assert f"| {cost:.2f} | {1000 / cost:,.0f} |" in page
 
 
+def test_the_gpu_does_not_wait_for_the_loader():
+    (row,) = result("loader-h100.json")["rows"]
+    page = " ".join((DOCS / "loader.md").read_text().split())
+    assert (row["batch"], row["workers"], row["graph"], row["device"][:11]) == (32, 8, True, "NVIDIA H100")
+    assert row["share_of_time_waited"] < 0.01 and row["host_seconds_in_next"] < 0.01 * row["train_seconds"]
+    train, resident, alone = (row[f"{name}_samples_per_s"] for name in ("train", "resident", "loader"))
+    assert f"makes {train:.0f} crops a second with the loader and {resident:.0f} on the batch that stays" in page
+    assert f"{row['host_seconds_in_next']:.2f} of {row['train_seconds']:.1f} seconds asking" in page
+    assert f"alone makes {alone:,.0f} crops a second there, {alone / train:.0f} times" in page
+
+
+def test_compiled_and_recorded_steps():
+    page = " ".join((DOCS / "training.md").read_text().split())
+    compiled, speed = result("compile-h100.json")["compile: HAT-light fused"], result("speed-h100.json")
+    for name, words in (("hybrid", "shipped network takes"), ("HAT-light fused", "one of HAT-light")):
+        graph, eager = (speed[f"{mode}: {name}"]["training"]["ms"] for mode in ("graph", "eager"))
+        assert f"{words} {graph:.0f} instead of {eager:.0f}" in page
+    eager, graph = (speed[f"{mode}: HAT-light fused"]["inference"]["ms"] for mode in ("eager", "graph"))
+    found = (compiled["training"]["ms"], compiled["inference"]["ms"], eager, graph)
+    step, upscaling, eager, recorded = (f"{ms:.0f}" for ms in found)
+    assert f"step takes {step} ms with it, upscaling to 1280 x 720 {upscaling} ms instead of {eager}," in page
+    assert f"where a recording takes {recorded} (" in page
+
+
 def test_onnx_differs_by_one_grey_level():
     row = result("onnx-x4.json")
     page = " ".join((DOCS / "export.md").read_text().split())

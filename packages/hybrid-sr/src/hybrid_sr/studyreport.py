@@ -171,26 +171,33 @@ def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
     return [folder / PLOT, folder / CURVES]
 
 
+def curve_differences(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Return every network's PSNR curve minus the base's of the same seed, mean over their common seeds."""
+    curves = {(row["method"], row["seed"]): row["curve"]["psnr_y"] for row in rows}
+    found: dict[str, list[list[float]]] = {}
+    for (method, seed), curve in curves.items():
+        if (BASE, seed) in curves:
+            found.setdefault(method, []).append([a - b for a, b in zip(curve, curves[BASE, seed], strict=True)])
+    return {row.name: [mean(at) for at in zip(*found[row.name], strict=True)] for row in ROWS if row.name in found}
+
+
 def draw_curves(result: Mapping[str, Any], file: Path) -> None:
-    """Save the PSNR curves as differences to the base's mean curve, means over seeds."""
+    """Save the base's PSNR curves, one a seed, and the differences of the others to it."""
     from matplotlib import pyplot
 
-    means: dict[str, list[float]] = {}
-    steps: list[int] = []
-    for line in summary(result):
-        curves = [row["curve"] for row in result["rows"] if row["method"] == line["method"]]
-        steps = curves[0]["step"]
-        means[line["method"]] = [mean(values) for values in zip(*(c["psnr_y"] for c in curves), strict=True)]
-    base = means.get(BASE, next(iter(means.values())))
+    rows = result["rows"]
+    steps = rows[0]["curve"]["step"]
     figure, axes = pyplot.subplots(1, 2, figsize=(12, 5))
-    axes[0].plot(steps, base, "k-o", markersize=3)
-    axes[0].set_title(f"{BASE}: PSNR of the curve's photos, dB", fontsize=9)
+    for row in rows:
+        if row["method"] == BASE:
+            axes[0].plot(steps, row["curve"]["psnr_y"], "k-o", markersize=3, alpha=0.6)
+    axes[0].set_title(f"{BASE}: PSNR of the curve's photos, dB; a line a seed", fontsize=9)
     styles = ("-", "--", ":")
-    for number, (method, values) in enumerate(means.items()):
-        difference = [value - b for value, b in zip(values, base, strict=True)]
-        axes[1].plot(steps, difference, styles[number // 10 % 3], label=method, linewidth=1.2)
+    for number, (method, values) in enumerate(curve_differences(rows).items()):
+        axes[1].plot(steps, values, styles[number // 10 % 3], label=method, linewidth=1.2)
     axes[1].set_title("difference to it, dB", fontsize=9)
-    axes[1].legend(fontsize=6, ncols=2)
+    if axes[1].lines:
+        axes[1].legend(fontsize=6, ncols=2)
     for axis in axes:
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
