@@ -70,16 +70,30 @@ def test_study_page_is_the_json():
 
 
 def test_times_against_length_are_the_json():
-    """The table of docs/study.md, and what the page says about the crossover."""
-    page = (DOCS / "study.md").read_text()
-    recorded, plain = (json.loads((DOCS / f"results/lengths/{name}.json").read_text()) for name in ("graph", "plain"))
-    assert length_table(recorded) in page
-    assert "mamba-xattn" in length_table(plain)
-    for found in (recorded, plain):
+    """The table of docs/study.md, and what the page says about the crossover and the norms."""
+    page = " ".join((DOCS / "study.md").read_text().split())
+    files = {file.stem: json.loads(file.read_text()) for file in (DOCS / "results/lengths").iterdir()}
+    assert set(files) == {"graph", "plain", "torch-norms"}
+    recorded, plain, before = files["graph"], files["plain"], files["torch-norms"]
+    assert " ".join(length_table(recorded).split()) in page
+    assert {row["method"] for row in recorded["rows"]} == set(METHODS)
+    for found in files.values():
         assert found["crossover"] == crossovers(found["rows"])
-    assert {length for found in recorded["crossover"].values() for length in found.values()} == {64}
+    never = recorded["crossover"].pop("layer-critic")
+    assert set(never.values()) == {None}
+    for found in (recorded, before):
+        assert {length for at in found["crossover"].values() for length in at.values()} == {64}
     assert plain["crossover"] == {"mamba-xattn": {"training_step_ms": 1024, "decoding_ms": None}}
-    assert "no crossover in this range" in page
+    now, then = ({(r["method"], r["length"]): r for r in found["rows"]} for found in (recorded, before))
+    share = lambda name, at, key: f"{now[name, at][key] / now['transformer', at][key]:.0%}"  # noqa: E731
+    for name in ("mamba-xattn", "mamba2-xattn"):
+        for key in ("training_step_ms", "decoding_ms"):
+            assert share(name, 64, key) in page
+            assert share(name, 4096, key) in page
+    for name in ("transformer", "mamba-xattn"):
+        for key in ("training_step_ms", "decoding_ms"):
+            a, b = then[name, 4096][key], now[name, 4096][key]
+            assert f"{a:.1f} and {b:.1f}" in page or f"{a:.1f} ms there and {b:.1f}" in page
 
 
 def test_growing_sizes_are_the_json():

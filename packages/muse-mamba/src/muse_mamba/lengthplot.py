@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,17 @@ def plot(result: Mapping[str, Any], file: Path) -> None:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Return a Markdown table: a row a length, a column a method, ms of a training step / of decoding."""
+    """Return a Markdown table: a row a method, a column a length, ms of a training step / of decoding.
+
+    Rows are sorted by the training step at the greatest length.
+    """
     found = {(row["method"], row["length"]): row for row in result["rows"] if "failed" not in row}
-    methods = sorted(dict.fromkeys(method for method, _ in found), key=lambda method: method != "transformer")
-    lines = [["image tokens", *methods], ["---"] * (1 + len(methods))]
-    for length in sorted({length for _, length in found}):
-        rows = [found.get((method, length)) for method in methods]
+    lengths = sorted({length for _, length in found})
+    methods = dict.fromkeys(method for method, _ in found)
+    last = {method: found.get((method, lengths[-1]), {}).get("training_step_ms", math.inf) for method in methods}
+    lines = [["image tokens", *map(str, lengths)], ["---"] * (1 + len(lengths))]
+    for method in sorted(methods, key=last.__getitem__):
+        rows = [found.get((method, length)) for length in lengths]
         cells = [f"{row['training_step_ms']:.1f} / {row['decoding_ms']:.1f}" if row else "-" for row in rows]
-        lines.append([str(length), *cells])
+        lines.append([method, *cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
