@@ -84,6 +84,26 @@ def upscaling(root: Path) -> str:
     return table(("scale", "photos", "how many", "bicubic dB", "hybrid-sr dB", "gain dB"), rows)
 
 
+def hybrids(root: Path) -> str:
+    """Recorded steps and pictures of hybrid-sr's networks beside HAT-light on PyTorch alone, from its speed run."""
+    found = read(root / "packages/hybrid-sr/docs/results/speed-h100.json")
+    base = found["graph: HAT-light eager"]
+    rows = []
+    for label, what in (
+        ("hybrid with CAB", "contrast-baseline"),
+        ("hybrid", "contrast-no-pe-no-cab"),
+        ("HAT-light fused", "HAT-light, attention and norms of ssm-kernels"),
+        ("HAT-light eager", "HAT-light, those of PyTorch"),
+    ):
+        training, picture = found[f"graph: {label}"]["training"], found[f"graph: {label}"]["inference"]
+        rate, pixels = training["samples_per_s"], picture["megapixels_per_s"]
+        times = (rate / base["training"]["samples_per_s"], pixels / base["inference"]["megapixels_per_s"])
+        cells = (f"{rate:.0f}", f"{times[0]:.2f}", f"{training['peak_bytes'] / 1e9:.2f}", f"{pixels:.0f}")
+        rows.append((what, *cells, f"{times[1]:.2f}"))
+    head = ("network", "training, crops/s", "times", "GB", "upscaling x4, MP/s", "times")
+    return table(head, rows) + f"\n{found['environment']['GPU']}, bfloat16\n"
+
+
 def classifiers(root: Path) -> str:
     """The emoji classifier that ships, Vim-T beside DeiT-T, and a cut Vim-S, from vim-compress's results."""
     results = root / "packages/vim-compress/docs/results"
@@ -237,6 +257,7 @@ def full_memory(root: Path) -> str:
 TABLES: dict[str, Callable[[Path], str]] = {
     "kernels": kernels,
     "upscaling": upscaling,
+    "hybrids": hybrids,
     "tokens": tokens,
     "fields": fields,
     "classifiers": classifiers,
