@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mamba_diffusion.config import preset
@@ -128,3 +129,121 @@ def test_shipped_weights_fit_and_load():
         assert float(model.network.get_parameter("out.weight").detach().abs().max()) > 0.01
     assert model.config.unit == "K"
     assert 270 < float(model.mean) < 300
+
+
+STUDY = json.loads((PACKAGE / "docs/results/study/study.json").read_text())
+RUNS = {row["name"]: row for row in STUDY["rows"]}
+NETWORKS = ("v1-legacy", "v1", "v2", "v4", "ours")
+RATES = (3e-4, 1e-3, 3e-3)
+CLASSIC = {"nearest": "nearest", "linear": "linear", "RBF": "rbf", "thin-plate RBF": "rbf", "kriging": "kriging"}
+
+
+def table_under(heading):
+    """The rows of a section of the study's page, cell by cell, by the first cell."""
+    part = (PACKAGE / "docs/study.md").read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines() if line.startswith("|")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def case_of(row, share=0.2, resolution=32) -> Any:
+    return next((c for c in row["full"] if (c["share"], c["resolution"]) == (share, resolution)), None)
+
+
+def said_of(cases, *wanted):
+    """Figures of one or two seeds as the page has them: key, digits, factor."""
+    return [" / ".join(f"{factor * c[key]:.{digits}f}" for c in cases) for key, digits, factor in wanted]
+
+
+MEANS = (("psnr", 2, 1), ("psnr_mean", 2, 1), ("ssim_mean", 3, 1))
+ERRORS = (("crps", 2, 100), ("coverage", 1, 100))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_run_of_the_study_is_on_its_page(name):
+    said = table_under("Learning rates")[f"`{name}`"]
+    for cell, rate in zip(said[1:], RATES, strict=True):
+        rows = [RUNS[f"{name}-rgb-lr{rate:g}-seed{seed}"] for seed in (0, 1)]
+        assert {row["parameters"] for row in rows} == {int(said[0].replace(",", ""))}
+        assert cell == " / ".join(
+            f"stops at {row['failed'].split()[-1]}" if "failed" in row else f"{case_of(row)['psnr_mean']:.2f}"
+            for row in rows
+        )
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_figures_at_the_best_rate_are_those_of_the_file(name):
+    rate = STUDY["best"][name]
+    rows = [RUNS[f"{name}-rgb-lr{rate:g}-seed{seed}"] for seed in (0, 1)]
+    cases = [case_of(row) for row in rows]
+    said = table_under("Pictures, at the best rate")[f"`{name}` at {rate:.0e}".replace("e-0", "e-")]
+    assert said[0] == f"{rows[0]['step_ms_alone']:.1f}"
+    assert said[1:5] + said[6:] == said_of(cases, *MEANS, ("xsi", 4, 1), *ERRORS)
+    less = [[100 * x for x in STUDY["against_v1"][row["name"]]["speckle_reduction"]] for row in rows if name != "v1"]
+    assert said[5] == " / ".join(f"{a:+.0f} ({b:+.0f} to {c:+.0f})" for a, b, c in less)
+
+
+def test_v2_against_v1_in_the_claims_is_that_of_the_file():
+    text = (PACKAGE / "docs/study.md").read_text()
+    for seed in (0, 1):
+        found = STUDY["against_v1"][f"v2-rgb-lr0.003-seed{seed}"]
+        for key, digits in (("psnr", 2), ("psnr_mean", 2), ("ssim", 3)):
+            a, b, c = (f"{x:+.{digits}f}" for x in found[key])
+            assert f"{a} dB ({b} to {c})" in text or f"{a} ({b} to {c})" in text
+
+
+@pytest.mark.parametrize("subject", ["sst", "topography"])
+def test_fields_of_the_page_are_those_of_the_file(subject):
+    said = table_under("Sea surface temperature and topography")
+    for name in ("v2", "ours-scalar"):
+        cases = [case_of(RUNS[f"{name}-{subject}-lr0.001-seed{seed}"]) for seed in (0, 1)]
+        assert said[f"`{name}`, {subject}"] == said_of(cases, *MEANS, *ERRORS)
+    krig = case_of(RUNS[f"kriging-{subject}"])
+    assert said[f"kriging, {subject}"] == said_of([krig], *MEANS, *ERRORS)
+
+
+def test_grids_and_shares_of_the_page_are_those_of_the_file():
+    tables = (("Finer grids", [(0.2, 64), (0.2, 128)], True), ("Other shares of sensors", SHARES, False))
+    for heading, cases, covered in tables:
+        rows = {k: v for k, v in table_under(heading).items() if "," in k and ";" not in k}
+        assert len(rows) >= 15
+        for label, said in rows.items():
+            name, subject, *seed = label.replace("`", "").split(", ")
+            rate = STUDY["best"].get(name, 1e-3) if subject == "rgb" else 1e-3
+            run = f"{name}-{subject}-lr{rate:g}-seed{seed[0][-1] if seed else 0}"
+            row = RUNS[f"{CLASSIC[name]}-{subject}" if name in CLASSIC else run]
+            assert said == [cell_of(case_of(row, *case), covered) for case in cases], label
+
+
+SHARES = [(share, 32) for share in (0.05, 0.1, 0.2, 0.5)]
+
+
+def cell_of(case, covered):
+    if case is None:
+        return ""
+    cell = f"{case['psnr_mean']:.2f}; {100 * case['crps']:.2f}"
+    return cell if case["coverage"] is None or not covered else f"{cell}; {100 * case['coverage']:.1f}"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_longer_run_of_the_page_is_that_of_the_file(name):
+    found = json.loads((PACKAGE / "docs/results/study/longer.json").read_text())
+    ended = {row["name"]: row["error"].split()[-1] for row in found["failed"]}
+    known = {row["name"]: row["screen"]["psnr_mean"] for row in found["rows"]}
+    runs = [f"{name}-rgb-lr{rate:g}-seed0" for rate in RATES]
+    said = table_under("A longer run, and recorded steps")[f"`{name}`, longer"]
+    assert said[:3] == [f"{known[run]:.2f}" if run in known else f"stops at {ended[run]}" for run in runs]
+    best = max((run for run in runs if run in known), key=lambda run: known[run])
+    less = [f"{100 * x:+.0f}" for x in found["against_v1"].get(best, [])]
+    assert said[3] == (f"{less[0]} ({less[1]} to {less[2]})" if less else "")
+
+
+def test_cost_of_the_page_is_that_of_the_files():
+    rows = json.loads((PACKAGE / "docs/results/cost/linear.json").read_text())["rows"]
+    said = cells_of("docs/study.md")
+    assert said["ms"] == [f"{row['ms']:.0f}" for row in rows]
+    assert said["peak memory, GB"] == [f"{row['peak_bytes'] / 1e9:.2f}" for row in rows]
+    pairs = json.loads((PACKAGE / "docs/results/cost/v1-v2.json").read_text())["rows"]
+    labels = ("training step, `v1` and `v2`", "training step, `v1-legacy` and `v2-legacy`", "a sample, `v1` and `v2`")
+    for label, (a, b) in zip(labels, zip(pairs[::2], pairs[1::2], strict=True), strict=True):
+        more = f"{100 * (b['ms'] / a['ms'] - 1):.1f} % longer"
+        assert said[label] == [f"{a['ms']:.1f}", f"{b['ms']:.1f}", more]
