@@ -135,7 +135,10 @@ def test_reconstructions_are_measured_above_the_training_size(capsys, packed, we
     assert all(row["psnr"] > 0 and -1 <= row["ssim"] <= 1 and 0 < row["code_usage"] <= 1 for row in rows)
     with Image.open(tmp_path / "r-64.png") as picture:
         assert picture.size == (128, 128)
-    assert "multiples of 4" in refused(capsys, *argv, "--sizes", "18", "--no-features")
+    kept = tmp_path / "rows.json"
+    said = refused(capsys, *argv, "--sizes", "16,18", "--no-features", "--out", kept)
+    assert "multiples of 4" in said
+    assert [row["size"] for row in json.loads(kept.read_text())["rows"]] == [16]  # what was measured before it
     assert "must be pixels separated by commas" in refused(capsys, *argv, "--sizes", "x")
 
 

@@ -109,3 +109,19 @@ def test_growing_sizes_are_the_json():
     for r in found["measured"]["3"]:
         use = f"{r['code_usage']:.0%} | {r['code_perplexity']:.0f}"
         assert f"| {r['size']} | {r['psnr']:.1f} | {r['ssim']:.2f} | {use} | {r['FD-EffNetLite0']:.0f} |" in page
+
+
+def test_first_size_at_full_width_is_the_json():
+    page = " ".join((DOCS / "tokenizer.md").read_text().split())
+    found = json.loads((DOCS / "results/tokenizer/seed-64.json").read_text())
+    pace, seen, (small, large) = found["steps_per_s"], found["validation"][-1], found["measured"]["raw"]
+    assert f"{pace['least']:.0f} to {pace['most']:.0f} steps a second (half of them below {pace['median']:.1f})" in page
+    assert (
+        f"after {seen['step']} steps at {seen['size']} px. There the averaged weights have {seen['psnr']:.1f} dB"
+        in page
+    )
+    assert f"({seen['usage']:.0%} of the codes, perplexity {seen['perplexity']:.0f})" in page
+    for row, said in ((small, "SSIM {:.2f}, FD-EffNetLite0 {:.0f}"), (large, "({:.2f}, {:.0f})")):
+        assert said.format(row["ssim"], row["FD-EffNetLite0"]) in page
+        assert f"{row['psnr']:.1f}" in page
+    assert small["n"] == large["n"] == 36

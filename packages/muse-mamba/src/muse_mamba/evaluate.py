@@ -53,14 +53,18 @@ def evaluate_command(options: EvaluateOptions) -> int:
             result["alignment"] = judged(judge_folder, drawn, options, device)
         if options.sheet is not None:
             result["nearest"] = model_sheet(drawn, pictures, training, options, device)
-    result = {"split": options.split, "data": Path(options.data).name if options.data else "openmoji", **result}
-    text = json.dumps(result, indent=1) + "\n"
+    text = _text(result, options)
     if options.out is None:
         print(text, end="")
     else:
         options.out.write_text(text)
         print(options.out)
     return 0
+
+
+def _text(result: dict[str, Any], options: EvaluateOptions) -> str:
+    data = Path(options.data).name if options.data else "openmoji"
+    return json.dumps({"split": options.split, "data": data, **result}, indent=1) + "\n"
 
 
 def _pictures(options: EvaluateOptions) -> tuple[list[Pictured], list[Pictured], TextCache | None]:
@@ -124,6 +128,8 @@ def evaluate_tokenizer(
             file = options.sheet if len(sizes) == 1 else options.sheet.with_stem(f"{options.sheet.stem}-{size}")
             shown = min(SHOWN, max(2, WIDEST // size))
             pair_sheet(a[:shown], b[:shown], file)
+        if options.out is not None:  # what was measured stays when the machine is taken away
+            options.out.write_text(_text({"kind": "tokenizer", "rows": rows}, options))
     return {"kind": "tokenizer", "rows": rows}
 
 
