@@ -10,8 +10,8 @@ from torch import Tensor
 from ..checks import FLOATING, check_device, check_floating, check_shape, refuse
 from ..dispatch import Impl, check_impl, use_triton
 from .autograd import layer_norm_op
+from .eager import norm_eager
 from .reference import norm_reference
-from .torch_impl import norm_torch
 
 MOST_CHANNELS = 16384  # of a Triton program, which holds a row
 
@@ -152,7 +152,7 @@ def _norm(
     if use_triton(impl, x) and reason is None:
         y, total = layer_norm_op(x, weight, bias, residual, dtype, eps, centered)
         return y if residual is None else (y, total)
-    norm = norm_reference if impl == "reference" else norm_torch
+    norm = norm_reference if impl == "reference" else norm_eager
     total = x if residual is None else x + residual
     if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # autocast knows no meta device
         with torch.autocast(x.device.type, enabled=False):

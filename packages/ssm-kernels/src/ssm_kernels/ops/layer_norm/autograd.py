@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .schema import layer_norm_backward_op, layer_norm_op
+from ..eager import direct, direct_with_gradient
+from . import schema
 
 __all__ = ["layer_norm_op"]
+
+_run_backward = direct(schema.layer_norm_backward_op, schema._backward)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -30,7 +33,7 @@ def _backward(ctx: Any, grad: Tensor | None, grad_total: Tensor | None) -> tuple
         return passed[0], None, None, passed[1], None, None, None
     parameters = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
     second = None if residual_dtype == x_dtype else residual_dtype
-    grad_x, grad_residual, grad_weight, grad_bias = layer_norm_backward_op(
+    grad_x, grad_residual, grad_weight, grad_bias = _run_backward(
         grad, grad_total, total, weight, bias, x_dtype, second, parameters, *ctx.settings
     )
     if residual_dtype == x_dtype:
@@ -47,3 +50,4 @@ def _backward(ctx: Any, grad: Tensor | None, grad_total: Tensor | None) -> tuple
 
 
 torch.library.register_autograd("ssm_kernels::layer_norm", _backward, setup_context=_keep)
+layer_norm_op = direct_with_gradient(schema.layer_norm_op, schema._forward, _keep, _backward)

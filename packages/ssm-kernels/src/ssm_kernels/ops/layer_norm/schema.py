@@ -1,6 +1,6 @@
 """Operator contract of the norms on Triton: schemas, shapes and dtypes of the results.
 
-Elsewhere the norms are PyTorch's own operators: see torch_impl.py.
+Elsewhere the norms are PyTorch's own operators: see eager.py.
 """
 
 from __future__ import annotations
