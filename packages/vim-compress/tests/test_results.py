@@ -33,6 +33,15 @@ def test_speed_is_what_was_measured():
     assert not [row for row in rows if tuple(row) not in known]
 
 
+def test_cuts_to_a_measured_time_are_what_was_measured():
+    rows = table_rows("speed.md", "cut")
+    assert [row[0] for row in rows] == ["blocks", "inner"]
+    for kind, *shown in rows:
+        found = json.loads((DOCS / "results" / "emoji" / f"prune-{kind}.json").read_text())
+        times = [f"{found[name]:.2f}" for name in ("before", "after", "ratio")]
+        assert shown == [*times, f"{found['parameters'][1] / 1e3:.0f}"]
+
+
 def test_accuracy_of_the_weights_that_ship_is_what_was_measured():
     found = json.loads((DOCS / "results" / "emoji" / "evaluation.json").read_text())
     shown = {name: value for name, value in table_rows("model-card.md", "class")}
@@ -42,6 +51,7 @@ def test_accuracy_of_the_weights_that_ship_is_what_was_measured():
     kinds = (
         ("int8 weights (", "int8-weights"),
         ("activations", "int8"),
+        ("fp8", "fp8"),
         ("two of four", "two-of-four"),
         ("merged", "merged"),
     )
@@ -50,7 +60,9 @@ def test_accuracy_of_the_weights_that_ship_is_what_was_measured():
         assert words in label
         files = [DOCS / "results" / network / f"evaluation-{name}.json" for network in ("emoji", "emoji-cut")]
         assert shown == [f"{accuracy(file):.2f}" if file.is_file() else "not measured" for file in files]
-    assert f"{found['top1']:.1f} % of {found['pictures']} emoji" in (DOCS.parent / "README.md").read_text()
+    readme, cut = (DOCS.parent / "README.md").read_text(), accuracy(DOCS / "results" / "emoji-cut" / "evaluation.json")
+    assert f"{found['top1']:.1f} % of {found['pictures']} emoji" in readme
+    assert f"`--weights emoji-cut` is right on {cut:.1f} % of them" in readme
 
 
 def accuracy(file):
