@@ -10,7 +10,7 @@ from torch import Tensor
 from ..checks import FLOATING, check_device, check_floating, check_shape, refuse
 from ..dispatch import Impl, check_impl, use_triton
 from .autograd import layer_norm_op
-from .eager import norm_eager
+from .plain import norm_plain
 from .reference import norm_reference
 
 MOST_CHANNELS = 16384  # of a Triton program, which holds a row
@@ -152,7 +152,7 @@ def _norm(
     if use_triton(impl, x) and reason is None:
         y, total = layer_norm_op(x, weight, bias, residual, dtype, eps, centered)
         return y if residual is None else (y, total)
-    norm = norm_reference if impl == "reference" else norm_eager
+    norm = norm_reference if impl == "reference" else norm_plain
     total = x if residual is None else x + residual
     if not x.is_meta and torch.is_autocast_enabled(x.device.type):  # autocast knows no meta device
         with torch.autocast(x.device.type, enabled=False):

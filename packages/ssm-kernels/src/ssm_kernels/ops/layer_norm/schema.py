@@ -1,12 +1,14 @@
 """Operator contract of the norms on Triton: schemas, shapes and dtypes of the results.
 
-Elsewhere the norms are PyTorch's own operators: see eager.py.
+Elsewhere the norms are PyTorch's own operators: see plain.py.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from ..eager import implements
 
 _SETTINGS = "float eps, bool centered"
 torch.library.define(
@@ -24,7 +26,7 @@ layer_norm_op = torch.ops.ssm_kernels.layer_norm.default
 layer_norm_backward_op = torch.ops.ssm_kernels.layer_norm_backward.default
 
 
-@torch.library.impl("ssm_kernels::layer_norm", "CompositeExplicitAutograd")
+@implements("ssm_kernels::layer_norm")
 def _forward(
     x: Tensor,
     weight: Tensor | None,
@@ -55,7 +57,7 @@ def _forward_fake(
     return y, x.new_empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype))
 
 
-@torch.library.impl("ssm_kernels::layer_norm_backward", "CompositeExplicitAutograd")
+@implements("ssm_kernels::layer_norm_backward")
 def _backward(
     grad: Tensor,
     grad_total: Tensor | None,

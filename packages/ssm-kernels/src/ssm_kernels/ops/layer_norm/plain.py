@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def norm_eager(
+def norm_plain(
     total: Tensor, weight: Tensor | None, bias: Tensor | None, *, eps: float, dtype: torch.dtype, centered: bool
 ) -> Tensor:
     """Call PyTorch's norm on tensors of one dtype: their own where it sums that in float32, a wider one elsewhere."""
