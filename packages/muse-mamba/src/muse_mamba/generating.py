@@ -38,6 +38,7 @@ def generate_command(prompts: list[str], options: GenerateOptions) -> int:
     files = plan_files(options, prompts, options.num)
     check_weights(options)
     check_upscaler(options)
+    make_folder(options.out)
     start = time.monotonic()
     pipeline = load(options)
     second = None if options.upscaler is None else load_second(options.upscaler)
@@ -58,6 +59,7 @@ def inpaint_command(prompts: list[str], options: InpaintOptions) -> int:
     picture, mask = read_picture(options.image), read_picture(options.mask)
     files = plan_files(options, prompts, options.num)
     check_weights(options)
+    make_folder(options.out)
     start = time.monotonic()
     pipeline = load(options)
     ids = encode_picture(pipeline, picture)
@@ -74,6 +76,7 @@ def outpaint_command(prompts: list[str], options: OutpaintOptions) -> int:
     picture = read_picture(options.image)
     files = plan_files(options, prompts, options.num)
     check_weights(options)
+    make_folder(options.out)
     start = time.monotonic()
     pipeline = load(options)
     inside = shrink(picture, side_of(pipeline), options.share)
@@ -90,6 +93,7 @@ def variation_command(prompts: list[str], options: VariationOptions) -> int:
     picture = read_picture(options.image)
     files = plan_files(options, prompts, options.num)
     check_weights(options)
+    make_folder(options.out)
     start = time.monotonic()
     import torch
 
@@ -206,7 +210,7 @@ def plan_files(options: DrawingOptions, prompts: list[str], num: int) -> list[Pa
     """Return the files of the pictures, one each, and see that none is overwritten.
 
     Raises:
-        ValueError: One exists, or the folder cannot be made.
+        ValueError: One exists, or the folder is a file.
     """
     names = [re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "picture" for prompt in prompts]
     files = [options.out / f"{name}-{options.seed}-{i}.png" for name in names for i in range(num)]
@@ -218,11 +222,19 @@ def plan_files(options: DrawingOptions, prompts: list[str], num: int) -> list[Pa
             raise ValueError(f"{file} exists; add --overwrite, or choose another --out or --seed")
     if options.out.exists() and not options.out.is_dir():
         raise ValueError(f"--out: must be a folder, {options.out} is a file")
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out: {options.out} cannot be made: {error.strerror}; choose another folder") from error
     return files
+
+
+def make_folder(out: Path) -> None:
+    """Make the folder of the pictures, before they are drawn.
+
+    Raises:
+        ValueError: It cannot be made.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out: {out} cannot be made: {error.strerror}; choose another folder") from error
 
 
 def _grid_file(options: DrawingOptions) -> Path:
