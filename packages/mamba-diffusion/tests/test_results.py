@@ -92,6 +92,16 @@ def test_scales_of_the_page_are_those_of_the_file():
         assert said[f"`rgb`, {label}"] == [f"{m['psnr_mean'][0]:.2f}; {100 * m['coverage'][0]:.1f}" for m in means]
 
 
+def test_own_support_of_the_page_is_that_of_the_file():
+    found = json.loads((PACKAGE / "docs/results/multiscale/own-support.json").read_text())
+    assert (found["support"], found["steps"], found["count"]) == ("own", 2, 4)
+    said = cells_of("docs/study.md")
+    means = {name: [x["results"][name]["mean"] for x in found["resolutions"].values()] for name in ("heun", "rbf")}
+    cells = [f"{m['psnr_mean'][0]:.2f}; {100 * m['coverage'][0]:.1f}" for m in means["heun"]]
+    assert said["`rgb`, Heun, own support"] == cells
+    assert said["thin-plate RBF, own support"] == [f"{m['psnr_mean'][0]:.2f}" for m in means["rbf"]]
+
+
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.5])
 def test_other_shares_of_the_card_are_the_committed_files(share):
     found = json.loads((PACKAGE / f"docs/results/ship-rgb/shares/{share}.json").read_text())["results"]
