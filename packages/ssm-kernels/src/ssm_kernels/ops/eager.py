@@ -72,7 +72,7 @@ def _watched(args: tuple[Any, ...]) -> bool:
     """Return whether PyTorch does more with a call than to run it."""
     return (
         _get_current_dispatch_mode() is not None
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.jit.is_tracing()
+        or torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
+        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
         or any(isinstance(x, Tensor) and (type(x) not in PLAIN or x.is_meta) for x in args)
     )

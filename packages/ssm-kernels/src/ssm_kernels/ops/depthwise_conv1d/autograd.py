@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .schema import depthwise_conv1d_backward_op, depthwise_conv1d_op
+from ..eager import direct, direct_with_gradient
+from . import schema
 
 __all__ = ["depthwise_conv1d_op"]
+
+_run_backward = direct(schema.depthwise_conv1d_backward_op, schema._backward)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -19,7 +22,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias, initial_state, cu_seqlens = ctx.saved_tensors
-    grad_x, grad_weight, grad_bias, grad_state = depthwise_conv1d_backward_op(
+    grad_x, grad_weight, grad_bias, grad_state = _run_backward(
         grad, x, weight, bias, initial_state, cu_seqlens, *ctx.rest
     )
     return (
@@ -32,3 +35,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 torch.library.register_autograd("ssm_kernels::depthwise_conv1d", _backward, setup_context=_keep)
+depthwise_conv1d_op = direct_with_gradient(schema.depthwise_conv1d_op, schema._forward, _keep, _backward)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..checks import refuse
 from ..dispatch import use_triton
+from ..eager import implements
 from .torch_impl import depthwise_conv1d_backward_torch, depthwise_conv1d_torch
 
 _INPUTS = "Tensor x, Tensor weight, Tensor? bias, Tensor? initial_state, Tensor? cu_seqlens"
@@ -36,7 +37,7 @@ def _on_triton(impl: str, x: Tensor, weight: Tensor) -> bool:
     return use_triton(impl, x) and weight.dtype != torch.float64
 
 
-@torch.library.impl("ssm_kernels::depthwise_conv1d", "CompositeExplicitAutograd")
+@implements("ssm_kernels::depthwise_conv1d")
 def _forward(
     x: Tensor,
     weight: Tensor,
@@ -74,7 +75,7 @@ def _forward_fake(
     return x.new_empty(x.shape)
 
 
-@torch.library.impl("ssm_kernels::depthwise_conv1d_backward", "CompositeExplicitAutograd")
+@implements("ssm_kernels::depthwise_conv1d_backward")
 def _backward(
     grad: Tensor,
     x: Tensor,

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .schema import depthwise_conv1d_step_backward_op, depthwise_conv1d_step_op
+from ..eager import direct, direct_with_gradient
+from . import schema
 
 __all__ = ["depthwise_conv1d_step_op"]
+
+_run_backward = direct(schema.depthwise_conv1d_step_backward_op, schema._backward)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -22,8 +25,9 @@ def _backward(ctx: Any, grad: Tensor | None, grad_next: Tensor | None) -> tuple[
     if grad is None and grad_next is None:
         return (None,) * 6
     tensors = ctx.saved_tensors
-    grads = depthwise_conv1d_step_backward_op(grad, grad_next, *tensors, ctx.activation)
+    grads = _run_backward(grad, grad_next, *tensors, ctx.activation)
     return (*(None if t is None else g for g, t in zip(grads, tensors, strict=True)), None, None)
 
 
 torch.library.register_autograd("ssm_kernels::depthwise_conv1d_step", _backward, setup_context=_keep)
+depthwise_conv1d_step_op = direct_with_gradient(schema.depthwise_conv1d_step_op, schema._forward, _keep, _backward)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import use_triton
+from ..eager import implements
 from .torch_impl import depthwise_conv1d_step_backward_torch, depthwise_conv1d_step_torch
 
 _INPUTS = "Tensor x, Tensor weight, Tensor? bias, Tensor state, str? activation"
@@ -18,7 +19,7 @@ depthwise_conv1d_step_op = torch.ops.ssm_kernels.depthwise_conv1d_step.default
 depthwise_conv1d_step_backward_op = torch.ops.ssm_kernels.depthwise_conv1d_step_backward.default
 
 
-@torch.library.impl("ssm_kernels::depthwise_conv1d_step", "CompositeExplicitAutograd")
+@implements("ssm_kernels::depthwise_conv1d_step")
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, activation: str | None, impl: str
 ) -> tuple[Tensor, Tensor]:
@@ -37,7 +38,7 @@ def _forward_fake(
     return x.new_empty(x.shape), state.new_empty(state.shape)
 
 
-@torch.library.impl("ssm_kernels::depthwise_conv1d_step_backward", "CompositeExplicitAutograd")
+@implements("ssm_kernels::depthwise_conv1d_step_backward")
 def _backward(
     grad: Tensor | None,
     grad_next: Tensor | None,

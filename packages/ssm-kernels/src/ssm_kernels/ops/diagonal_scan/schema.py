@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..dispatch import use_triton
+from ..eager import implements
 from . import torch_impl
 
 _INPUTS = "Tensor x, Tensor a, Tensor b, Tensor c, Tensor? initial_state"
@@ -56,7 +57,7 @@ def _readout(c: Tensor, kind: torch.dtype) -> Tensor:
     return torch.cat([c[0], -c[1]], 1).to(kind)
 
 
-@torch.library.impl("ssm_kernels::diagonal_scan", "CompositeExplicitAutograd")
+@implements("ssm_kernels::diagonal_scan")
 def _forward(
     x: Tensor,
     a: Tensor,
@@ -74,7 +75,7 @@ def _forward(
         return y, h[:, 0 if reverse else -1].clone(), h if save_states else h.new_empty(0)
 
 
-@torch.library.impl("ssm_kernels::diagonal_scan_backward", "CompositeExplicitAutograd")
+@implements("ssm_kernels::diagonal_scan_backward")
 def _backward(
     x: Tensor,
     a: Tensor,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import use_triton
+from ..eager import implements
 from . import torch_impl
 
 _INPUTS = "Tensor rate, Tensor into, Tensor out, Tensor step"
@@ -39,7 +40,7 @@ def _fused(impl: str, rate: Tensor, double: bool) -> bool:
     return not double and rate.dim() == 3 and use_triton(impl, rate)
 
 
-@torch.library.impl("ssm_kernels::linear_modes", "CompositeExplicitAutograd")
+@implements("ssm_kernels::linear_modes")
 def _forward(
     rate: Tensor,
     into: Tensor,
@@ -59,7 +60,7 @@ def _forward(
         return torch_impl.forward(rate, into, out, step, rule, unit, scale, _kind(double))
 
 
-@torch.library.impl("ssm_kernels::linear_modes_backward", "CompositeExplicitAutograd")
+@implements("ssm_kernels::linear_modes_backward")
 def _backward(
     grad_a: Tensor,
     grad_b: Tensor,

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .schema import linear_scan_backward_op, linear_scan_op
+from ..eager import direct, direct_with_gradient
+from . import schema
 
 __all__ = ["linear_scan_op"]
+
+_run_backward = direct(schema.linear_scan_backward_op, schema._backward)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -22,8 +25,9 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_final: Tensor | None) -> tup
     if grad_y is None and grad_final is None:
         return (None,) * 8
     tensors = ctx.saved_tensors
-    grads = linear_scan_backward_op(*tensors, grad_y, grad_final, ctx.mode, ctx.reverse, ctx.impl)
+    grads = _run_backward(*tensors, grad_y, grad_final, ctx.mode, ctx.reverse, ctx.impl)
     return (*(None if t is None else g for g, t in zip(grads, tensors, strict=True)), None, None, None)
 
 
 torch.library.register_autograd("ssm_kernels::linear_scan", _backward, setup_context=_keep)
+linear_scan_op = direct_with_gradient(schema.linear_scan_op, schema._forward, _keep, _backward)

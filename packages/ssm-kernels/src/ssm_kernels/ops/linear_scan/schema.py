@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import use_triton
+from ..eager import implements
 from . import torch_impl, torch_impl_fft
 
 _INPUTS = "Tensor x, Tensor a, Tensor? b, Tensor c, Tensor? initial_state"
@@ -31,7 +32,7 @@ linear_scan_op = torch.ops.ssm_kernels.linear_scan.default
 linear_scan_backward_op = torch.ops.ssm_kernels.linear_scan_backward.default
 
 
-@torch.library.impl("ssm_kernels::linear_scan", "CompositeExplicitAutograd")
+@implements("ssm_kernels::linear_scan")
 def _forward(
     x: Tensor,
     a: Tensor,
@@ -53,7 +54,7 @@ def _forward(
         return torch_impl.forward(x, a, b, c, initial_state, reverse)
 
 
-@torch.library.impl("ssm_kernels::linear_scan_backward", "CompositeExplicitAutograd")
+@implements("ssm_kernels::linear_scan_backward")
 def _backward(
     x: Tensor,
     a: Tensor,

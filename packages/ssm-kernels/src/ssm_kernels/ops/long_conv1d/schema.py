@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..eager import implements
 from . import torch_impl
 
 _TAGS = (torch.Tag.pt2_compliant_tag,)
@@ -22,13 +23,13 @@ long_conv1d_op = torch.ops.ssm_kernels.long_conv1d.default
 long_conv1d_backward_op = torch.ops.ssm_kernels.long_conv1d_backward.default
 
 
-@torch.library.impl("ssm_kernels::long_conv1d", "CompositeExplicitAutograd")
+@implements("ssm_kernels::long_conv1d")
 def _forward(x: Tensor, kernel: Tensor, kernel_back: Tensor | None, reverse: bool, impl: str) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         return torch_impl.convolve(x, kernel, reverse, kernel_back)
 
 
-@torch.library.impl("ssm_kernels::long_conv1d_backward", "CompositeExplicitAutograd")
+@implements("ssm_kernels::long_conv1d_backward")
 def _backward(
     grad: Tensor, x: Tensor, kernel: Tensor, kernel_back: Tensor | None, reverse: bool, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:

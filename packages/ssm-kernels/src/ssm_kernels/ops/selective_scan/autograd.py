@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .schema import selective_scan_backward_op, selective_scan_op
+from ..eager import direct, direct_with_gradient
+from . import schema
 
 __all__ = ["selective_scan_op"]
+
+_run_backward = direct(schema.selective_scan_backward_op, schema._backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -24,12 +27,11 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_final: Tensor | None, _: Non
     *tensors, chunk_states = ctx.saved_tensors
     if grad_y is None and grad_final is None:
         return (None,) * 14
-    grads = selective_scan_backward_op(
-        *tensors, chunk_states, grad_y, grad_final, ctx.dt_softplus, ctx.reverse, ctx.impl
-    )
+    grads = _run_backward(*tensors, chunk_states, grad_y, grad_final, ctx.dt_softplus, ctx.reverse, ctx.impl)
     wanted = zip(grads, tensors, ctx.needs_input_grad, strict=False)
     given = [grad if t is not None and needed else None for grad, t, needed in wanted]
     return (*given, None, None, None, None, None)
 
 
 torch.library.register_autograd("ssm_kernels::selective_scan", _backward, setup_context=_setup_context)
+selective_scan_op = direct_with_gradient(schema.selective_scan_op, schema._forward, _setup_context, _backward)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..ahead import as_meta, compile_ahead, first_call, wait_for_compilation
 from ..checks import refuse
 from ..dispatch import use_triton
+from ..eager import implements
 from . import torch_impl
 
 CHUNK = 64  # steps between the states that the forward saves for the backward
@@ -47,7 +48,7 @@ def check_bounds(cu_seqlens: Tensor, length: int) -> None:
         refuse("selective_scan", "cu_seqlens", f"non-decreasing from 0 to L={length}", shown, remedy)
 
 
-@torch.library.impl("ssm_kernels::selective_scan", "CompositeExplicitAutograd")
+@implements("ssm_kernels::selective_scan")
 def _forward(
     x: Tensor,
     dt: Tensor,
@@ -85,7 +86,7 @@ def _forward(
         return y, final.mT.contiguous().mT, states  # channels next to one another, as the kernels leave it
 
 
-@torch.library.impl("ssm_kernels::selective_scan_backward", "CompositeExplicitAutograd")
+@implements("ssm_kernels::selective_scan_backward")
 def _backward(
     x: Tensor,
     dt: Tensor,

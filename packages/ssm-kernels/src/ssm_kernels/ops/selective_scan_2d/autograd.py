@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .schema import selective_scan_2d_backward_op, selective_scan_2d_op
+from ..eager import direct, direct_with_gradient
+from . import schema
 
 __all__ = ["selective_scan_2d_op"]
+
+_run_backward = direct(schema.selective_scan_2d_backward_op, schema._backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -20,9 +23,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad_y: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
     chunk_states, *tensors = ctx.saved_tensors
-    grads = selective_scan_2d_backward_op(grad_y, chunk_states, *tensors, ctx.dt_softplus, ctx.directions, ctx.impl)
+    grads = _run_backward(grad_y, chunk_states, *tensors, ctx.dt_softplus, ctx.directions, ctx.impl)
     wanted = (None if t is None else grad for t, grad in zip(tensors, grads, strict=True))
     return *wanted, None, None, None, None
 
 
 torch.library.register_autograd("ssm_kernels::selective_scan_2d", _backward, setup_context=_setup_context)
+selective_scan_2d_op = direct_with_gradient(schema.selective_scan_2d_op, schema._forward, _setup_context, _backward)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..ahead import as_meta, compile_ahead, first_call, wait_for_compilation
 from ..dispatch import use_triton
+from ..eager import implements
 from .torch_impl import selective_scan_2d_torch, selective_scan_2d_torch_backward
 
 CHUNK = 64  # steps between the states that the forward saves for the backward
@@ -28,7 +29,7 @@ selective_scan_2d_op = torch.ops.ssm_kernels.selective_scan_2d.default
 selective_scan_2d_backward_op = torch.ops.ssm_kernels.selective_scan_2d_backward.default
 
 
-@torch.library.impl("ssm_kernels::selective_scan_2d", "CompositeExplicitAutograd")
+@implements("ssm_kernels::selective_scan_2d")
 def _forward(
     x: Tensor,
     dt: Tensor,
@@ -59,7 +60,7 @@ def _forward(
         return y, x.new_empty((0, *A.shape[1:]), dtype=torch.float32)
 
 
-@torch.library.impl("ssm_kernels::selective_scan_2d_backward", "CompositeExplicitAutograd")
+@implements("ssm_kernels::selective_scan_2d_backward")
 def _backward(
     grad_y: Tensor,
     chunk_states: Tensor,

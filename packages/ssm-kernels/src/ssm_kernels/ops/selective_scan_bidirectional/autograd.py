@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .schema import selective_scan_bidirectional_backward_op, selective_scan_bidirectional_op
+from ..eager import direct, direct_with_gradient
+from . import schema
 
 __all__ = ["selective_scan_bidirectional_op"]
+
+_run_backward = direct(schema.selective_scan_bidirectional_backward_op, schema._backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -23,12 +26,13 @@ def _backward(ctx: Any, grad_y: Tensor | None, *_: None) -> tuple[Tensor | None,
     *tensors, states, states_b = ctx.saved_tensors
     if grad_y is None:
         return (None,) * 19
-    grads = selective_scan_bidirectional_backward_op(
-        *tensors, states, states_b, grad_y, ctx.dt_softplus, ctx.average, ctx.impl
-    )
+    grads = _run_backward(*tensors, states, states_b, grad_y, ctx.dt_softplus, ctx.average, ctx.impl)
     wanted = zip(grads, tensors, ctx.needs_input_grad, strict=False)
     given = [grad if t is not None and needed else None for grad, t, needed in wanted]
     return (*given, None, None, None, None)
 
 
 torch.library.register_autograd("ssm_kernels::selective_scan_bidirectional", _backward, setup_context=_setup_context)
+selective_scan_bidirectional_op = direct_with_gradient(
+    schema.selective_scan_bidirectional_op, schema._forward, _setup_context, _backward
+)

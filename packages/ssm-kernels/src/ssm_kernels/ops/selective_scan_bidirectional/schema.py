@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..ahead import as_meta, compile_ahead, first_call, wait_for_compilation
 from ..dispatch import use_triton
+from ..eager import implements
 from . import torch_impl
 
 CHUNK = 64  # steps between the states that the forward saves for the backward
@@ -36,7 +37,7 @@ selective_scan_bidirectional_op = torch.ops.ssm_kernels.selective_scan_bidirecti
 selective_scan_bidirectional_backward_op = torch.ops.ssm_kernels.selective_scan_bidirectional_backward.default
 
 
-@torch.library.impl("ssm_kernels::selective_scan_bidirectional", "CompositeExplicitAutograd")
+@implements("ssm_kernels::selective_scan_bidirectional")
 def _forward(
     x: Tensor,
     dt: Tensor,
@@ -78,7 +79,7 @@ def _forward(
         return torch_impl.forward(ahead, behind, z, dt_softplus, average, save_states=save_states, chunk=CHUNK)
 
 
-@torch.library.impl("ssm_kernels::selective_scan_bidirectional_backward", "CompositeExplicitAutograd")
+@implements("ssm_kernels::selective_scan_bidirectional_backward")
 def _backward(
     x: Tensor,
     dt: Tensor,

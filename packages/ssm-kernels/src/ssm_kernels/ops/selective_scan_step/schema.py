@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import use_triton
+from ..eager import implements
 from .torch_impl import selective_scan_step_backward_torch, selective_scan_step_torch
 
 _INPUTS = (
@@ -22,7 +23,7 @@ selective_scan_step_op = torch.ops.ssm_kernels.selective_scan_step.default
 selective_scan_step_backward_op = torch.ops.ssm_kernels.selective_scan_step_backward.default
 
 
-@torch.library.impl("ssm_kernels::selective_scan_step", "CompositeExplicitAutograd")
+@implements("ssm_kernels::selective_scan_step")
 def _forward(
     x: Tensor,
     dt: Tensor,
@@ -63,7 +64,7 @@ def _forward_fake(
     return x.new_empty(x.shape), state.new_empty(state.shape, dtype=kind)
 
 
-@torch.library.impl("ssm_kernels::selective_scan_step_backward", "CompositeExplicitAutograd")
+@implements("ssm_kernels::selective_scan_step_backward")
 def _backward(
     grad: Tensor | None,
     grad_next: Tensor | None,

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .schema import sliding_window_attention_backward_op, sliding_window_attention_op
+from ..eager import direct, direct_with_gradient
+from . import schema
 
 __all__ = ["sliding_window_attention_op"]
+
+_run_backward = direct(schema.sliding_window_attention_backward_op, schema._backward)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -18,7 +21,10 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return *sliding_window_attention_backward_op(grad, *ctx.saved_tensors, *ctx.rest), None, None, None
+    return *_run_backward(grad, *ctx.saved_tensors, *ctx.rest), None, None, None
 
 
 torch.library.register_autograd("ssm_kernels::sliding_window_attention", _backward, setup_context=_keep)
+sliding_window_attention_op = direct_with_gradient(
+    schema.sliding_window_attention_op, schema._forward, _keep, _backward
+)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import use_triton
+from ..eager import implements
 from .torch_impl import sliding_window_attention_backward_torch, sliding_window_attention_torch
 
 LARGEST_HEAD = 128  # numbers of a head that a program of the Triton kernels can hold
@@ -27,7 +28,7 @@ def _on_triton(impl: str, q: Tensor, k: Tensor, v: Tensor) -> bool:
     return use_triton(impl, q) and torch.float64 not in (k.dtype, v.dtype) and q.shape[4] <= LARGEST_HEAD
 
 
-@torch.library.impl("ssm_kernels::sliding_window_attention", "CompositeExplicitAutograd")
+@implements("ssm_kernels::sliding_window_attention")
 def _forward(q: Tensor, k: Tensor, v: Tensor, window: int, band: bool, impl: str) -> tuple[Tensor, Tensor]:
     with torch.autocast(q.device.type, enabled=False):
         if _on_triton(impl, q, k, v):
@@ -44,7 +45,7 @@ def _forward_fake(q: Tensor, k: Tensor, v: Tensor, window: int, band: bool, impl
     return q.new_empty(q.shape), q.new_empty(shape, dtype=torch.float32)
 
 
-@torch.library.impl("ssm_kernels::sliding_window_attention_backward", "CompositeExplicitAutograd")
+@implements("ssm_kernels::sliding_window_attention_backward")
 def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, window: int, band: bool, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:

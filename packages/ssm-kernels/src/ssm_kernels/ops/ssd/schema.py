@@ -15,6 +15,7 @@ from torch import Tensor
 from ..ahead import as_meta, compile_ahead, first_call
 from ..checks import refuse
 from ..dispatch import use_triton
+from ..eager import implements
 from . import torch_impl
 
 _INPUTS = (
@@ -52,7 +53,7 @@ def _kind(name: str, args: tuple[Tensor | bool | None, ...], chunk: int) -> Hash
     return (name, *[(t.dtype, t.shape[2:]) if isinstance(t, Tensor) else t for t in args], chunk)
 
 
-@torch.library.impl("ssm_kernels::ssd", "CompositeExplicitAutograd")
+@implements("ssm_kernels::ssd")
 def _forward(
     x: Tensor,
     dt: Tensor,
@@ -82,7 +83,7 @@ def _forward(
         return torch_impl.forward(*args, chunk=chunk)
 
 
-@torch.library.impl("ssm_kernels::ssd_backward", "CompositeExplicitAutograd")
+@implements("ssm_kernels::ssd_backward")
 def _backward(
     x: Tensor,
     dt: Tensor,

@@ -7,9 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .schema import window_attention_backward_op, window_attention_op
+from ..eager import direct, direct_with_gradient
+from . import schema
 
 __all__ = ["window_attention_op"]
+
+_run_backward = direct(schema.window_attention_backward_op, schema._backward)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -20,8 +23,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, bias_table, out, lse = ctx.saved_tensors
     args = (q, k, v, bias_table, out, lse, *ctx.rest)
-    grad_q, grad_k, grad_v, grad_table = window_attention_backward_op(grad, *args)
+    grad_q, grad_k, grad_v, grad_table = _run_backward(grad, *args)
     return grad_q, grad_k, grad_v, None if bias_table is None else grad_table, *(None,) * 5
 
 
 torch.library.register_autograd("ssm_kernels::window_attention", _backward, setup_context=_keep)
+window_attention_op = direct_with_gradient(schema.window_attention_op, schema._forward, _keep, _backward)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import use_triton
+from ..eager import implements
 from .torch_impl import window_attention_backward_torch, window_attention_torch
 
 LARGEST_HEAD = 128  # numbers of a head that a program of the Triton kernels can hold
@@ -29,7 +30,7 @@ def _on_triton(impl: str, q: Tensor, *others: Tensor | None) -> bool:
     return use_triton(impl, q) and not wide and q.shape[4] <= LARGEST_HEAD
 
 
-@torch.library.impl("ssm_kernels::window_attention", "CompositeExplicitAutograd")
+@implements("ssm_kernels::window_attention")
 def _forward(
     q: Tensor,
     k: Tensor,
@@ -68,7 +69,7 @@ def _forward_fake(
     return q.new_empty(q.shape), q.new_empty(shape, dtype=torch.float32)
 
 
-@torch.library.impl("ssm_kernels::window_attention_backward", "CompositeExplicitAutograd")
+@implements("ssm_kernels::window_attention_backward")
 def _backward(
     grad: Tensor,
     q: Tensor,
