@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mamba_diffusion import multiscale
 from mamba_diffusion.cli import main
 
 QUICK = ("--samples", "3", "--steps", "2", "--device", "cpu")
@@ -134,12 +135,20 @@ def test_a_model_against_itself_differs_by_nothing(saved, fields, tmp_path):
     assert all(values in ([0, 0, 0], [None, None, None]) for values in difference.values())  # no flat part: no index
 
 
-def test_multiscale_writes_the_seeds_files(saved, fields, tmp_path, capsys):
+def test_multiscale_writes_the_seeds_files(saved, fields, tmp_path, capsys, monkeypatch):
     out = tmp_path / "scales"
     asked = ["multiscale", "--weights", saved(), *measured(fields), "--resolutions", "16,32", "--samplers", "heun,sde"]
     assert main([*asked, "--out", str(out)]) == 0
     assert "best at 32" in capsys.readouterr().out
+    shown, draw = [], multiscale.predict_part
+
+    def spy(model, part, *more):
+        shown.append(part)
+        return draw(model, part, *more)
+
+    monkeypatch.setattr(multiscale, "predict_part", spy)
     assert main([*asked, "--samplers", "heun", "--support", "own", "--out", str(tmp_path / "own")]) == 0
+    assert [len(part.values) for part in shown] == [16, 32]  # the picture has the sensors of the figures
     a, b = (json.loads((x / "metrics_comparison.json").read_text()) for x in (out, tmp_path / "own"))
     means, own = ([x["resolutions"][r]["results"]["rbf"]["mean"]["psnr"][0] for r in ("16", "32")] for x in (a, b))
     assert own[0] == pytest.approx(means[0])

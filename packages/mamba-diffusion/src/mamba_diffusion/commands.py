@@ -232,8 +232,9 @@ def multiscale_command(options: MultiscaleOptions) -> int:
     model, device = load(options, options.weights, default_weights(options))
     parts, asked = parts_of(options, tuple(resolutions)), options.prediction()
     check_model(model, parts, "--weights")
-    found = multiscale(model, parts, device, asked, resolutions, samplers, own_support=options.support == "own")
-    write_multiscale(options.out, found, model, parts, device, asked, settings_of(options))
+    own = options.support == "own"
+    found = multiscale(model, parts, device, asked, resolutions, samplers, own_support=own)
+    write_multiscale(options.out, found, model, parts, device, asked, settings_of(options), own_support=own)
     if options.json:
         print_json(found)
     else:

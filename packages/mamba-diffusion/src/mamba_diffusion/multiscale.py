@@ -49,7 +49,7 @@ def multiscale(
     """
     found: dict[str, Any] = {}
     for resolution in resolutions:
-        these = [part.on_grid(resolution) for part in parts] if own_support else parts
+        these = _supported(parts, resolution, own_support)
         here = {
             name: evaluate_model(model, these, device, _with(asked, name), resolution=resolution) for name in samplers
         }
@@ -57,6 +57,10 @@ def multiscale(
         here[REFERENCE] = evaluate_baseline(REFERENCE, these, resolution)
         found[str(resolution)] = {"results": here, "best": best}
     return found
+
+
+def _supported(parts: list[Part], resolution: int, own: bool) -> list[Part]:
+    return [part.on_grid(resolution) for part in parts] if own else parts
 
 
 def _with(asked: Prediction, sampler: Sampler) -> Prediction:
@@ -85,8 +89,10 @@ def write_multiscale(
     device: torch.device,
     asked: Prediction,
     settings: dict[str, Any],
+    *,
+    own_support: bool = False,
 ) -> None:
-    """Write the four files of `RESULTS` into a folder."""
+    """Write the four files of `RESULTS` into a folder; `own_support` as `multiscale` had it."""
     from .figures import lines
 
     (out / RESULTS[0]).write_text(text_of(found, asked))
@@ -96,8 +102,9 @@ def write_multiscale(
     samplers = [name for name in next(iter(found.values()))["results"] if name != REFERENCE]
     rows = []
     for resolution in map(int, found):
-        fields = [predict_part(model, parts[0], device, _with(one, name), resolution)[0] for name in samplers]  # pyright: ignore[reportArgumentType]
-        truth = parts[0].fine[resolution]
+        (part,) = _supported(parts[:1], resolution, own_support)
+        fields = [predict_part(model, part, device, _with(one, name), resolution)[0] for name in samplers]  # pyright: ignore[reportArgumentType]
+        truth = part.fine[resolution]
         rows.append(row([truth, *fields], truth))
     write_rows(rows, out / RESULTS[2])
     sides = [int(r) for r in found]
