@@ -1,6 +1,7 @@
 """Pictures made on the device: the loader's rules, whole batches at a time."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -147,6 +148,14 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path):
     train(cfg, tmp_path / "parts", resume_run=True)
     one, other = (tmp_path / name / "model" / "model.safetensors" for name in ("whole", "parts"))
     assert one.read_bytes() == other.read_bytes()
+
+
+def test_pictures_larger_than_the_memory_are_refused_before_they_are_made(monkeypatch):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=5000))
+    with pytest.raises(ValueError, match=r"data: 6 pictures must take at most .* free on cpu, .*give --resident false"):
+        make(config())
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=6000))
+    assert len(make(config()).images) == 6  # 4,608 bytes
 
 
 def test_what_cannot_be_kept_on_the_device_is_refused_in_one_line(tmp_path):

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -26,6 +27,7 @@ from .recipes import TrainConfig
 CHOICES, TABLES = 5, 6  # names of the random streams beside the seed; data.py has the others
 DRAWS = 32  # numbers in [0, 1) that a picture may use, four for each step of the generator's counter
 DY, DX, FLIP, ERASE, TOP, LEFT, NOISE, PAIR, SHAPES = 0, 1, 2, 3, 4, 5, 6, 7, 12  # which one is for what
+MOST_OF_MEMORY = 0.8  # that pictures may take of what is free
 TABLE = 2**16  # values of noise, and of shares of mixed pictures, that are drawn once
 
 
@@ -49,15 +51,22 @@ class Resident:
     Args:
         source: Pictures in memory, and which of them a number is.
         device: Where they lie.
+
+    Raises:
+        ValueError: They do not fit into its memory.
     """
 
     def __init__(self, source: Numbered, device: torch.device) -> None:
         self.source, self.cfg, self.model, self.device = source, source.cfg, source.model, device
         pictures = source.pictures
-        ready = np.stack([prepare(pictures.image(i), self.model) for i in range(len(pictures))])
+        height, width = self.model.image
+        shape = len(pictures), self.model.channels, height, width
+        check_memory(shape, device)
+        ready = np.empty(shape, np.uint8)
+        for number in range(len(pictures)):
+            ready[number] = prepare(pictures.image(number), self.model)
         self.images = torch.from_numpy(ready).to(device)
         self.labels = torch.from_numpy(pictures.labels).to(device)
-        height, width = self.model.image
         self.axes = [torch.arange(size, device=device) for size in (self.model.channels, height, width)]
         rng = np.random.default_rng((self.cfg.seed, TABLES))
         self.noise = torch.from_numpy(noise_table(self.model, rng)).to(device) if self.cfg.erase else None
@@ -131,6 +140,21 @@ class Resident:
         channel, row, column = self.axes
         place = start.view(-1, 1, 1, 1) + row.view(-1, 1) * len(column) + column
         return self.noise[channel.view(-1, 1, 1), place]
+
+
+def check_memory(shape: tuple[int, ...], device: torch.device) -> None:
+    """Refuse uint8 pictures (n, C, H, W) that would fill the memory of a device.
+
+    Raises:
+        ValueError: They would.
+    """
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if math.prod(shape) > MOST_OF_MEMORY * free:
+        most, needed = MOST_OF_MEMORY * free / 1e9, math.prod(shape) / 1e9
+        raise ValueError(
+            f"data: {shape[0]} pictures must take at most {most:.1f} GB, {MOST_OF_MEMORY:.0%} of what is free on "
+            f"{device.type}, got {needed:.1f} GB; give --resident false"
+        )
 
 
 def draws(seed: int, first: int, last: int) -> NDArray[np.float64]:
