@@ -327,6 +327,8 @@ def test_blocks_add_what_the_block_before_them_made():
     torch.testing.assert_close(model.run_block(1, residual + change, None, grid)[1], other)
     model.prune_intermediate_layers(1, prune_norm=True)
     assert torch.equal(model.finished(residual, change), summed)
+    model.norm_f = torch.nn.LayerNorm(model.embed_dim)
+    assert torch.equal(model.finished(residual, change), model.norm_f(summed))
 
 
 @pytest.mark.gpu

@@ -238,7 +238,7 @@ class VisionMamba(SavedModel, tags=["vision-mamba"]):
         """Return residual + change, (B, L, C), normalised as the head wants it."""
         if isinstance(self.norm_f, RMSNorm):
             return self.norm_f(residual, change)[0]
-        return residual if change is None else residual + change  # the norm was pruned
+        return self.norm_f(residual if change is None else residual + change)  # pruned, or another kind
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Classify normalised tokens.
