@@ -46,6 +46,15 @@ def test_picture_is_a_function_of_its_number():
     assert not torch.equal(make(config(seed=11)).batch(range(4))["image"], make(config()).batch(range(4))["image"])
 
 
+def test_several_processes_share_the_step_of_one():
+    """With micro-batches of odd length, whose ends are mixed with pictures of the other process."""
+    cfg = config(crop="padded", erase=0.5, mixup=0.8, cutmix=1.0, global_batch=12, micro_batch=12)
+    whole = next(make(cfg).batches(3, 0))
+    parts = [next(make(replace(cfg, processes=4, micro_batch=3)).batches(3, rank)) for rank in range(4)]
+    for name in ("image", "target"):
+        assert torch.equal(torch.cat([part[name] for part in parts]), whole[name])
+
+
 def test_random_numbers_belong_to_a_picture():
     whole = draws(10, 0, 100)
     np.testing.assert_array_equal(draws(10, 37, 51), whole[37:51])
