@@ -94,3 +94,23 @@ def test_subclasses_go_through_the_dispatcher():
         call(x.as_subclass(Tagged))
     call(x)  # with gradients on: somebody may want that of the gradient
     assert called == ["implementation", "operator", "operator"]
+
+
+def test_negated_views_are_what_they_say():
+    """Their sign is a flag that only the dispatcher turns into numbers: a kernel reads the memory."""
+    x, weight, bias = (part.float() for part in inputs())
+    view = torch.complex(x, -x).conj().imag  # x, negated in memory
+    assert view.is_neg()
+    found = depthwise_conv1d(view, weight, bias, impl="triton")
+    assert torch.equal(found, depthwise_conv1d(x, weight, bias, impl="triton"))
+
+
+def test_gradients_of_many_cotangents_at_once():
+    """As `torch.autograd.functional.jacobian(..., vectorize=True)` asks for them."""
+    leaves = inputs(requires_grad=True)
+    found = depthwise_conv1d(*leaves)
+    against = torch.randn(3, *found.shape, dtype=found.dtype)
+    batched = torch.autograd.grad(found, leaves, against, is_grads_batched=True, retain_graph=True)
+    single = [torch.autograd.grad(found, leaves, one, retain_graph=True) for one in against]
+    for a, b in zip(batched, zip(*single, strict=True), strict=True):
+        torch.testing.assert_close(a, torch.stack(b))

@@ -74,5 +74,12 @@ def _watched(args: tuple[Any, ...]) -> bool:
         _get_current_dispatch_mode() is not None
         or torch._C._functorch.peek_interpreter_stack() is not None  # pyright: ignore[reportAttributeAccessIssue]
         or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        or any(isinstance(x, Tensor) and (type(x) not in PLAIN or x.is_meta) for x in args)
+        or any(isinstance(x, Tensor) and not _plain(x) for x in args)
+    )
+
+
+def _plain(x: Tensor) -> bool:
+    """Return whether the memory of a tensor holds its numbers: it does not where a sign or an axis is kept aside."""
+    return not (
+        type(x) not in PLAIN or x.is_meta or x.is_neg() or torch._C._functorch.is_legacy_batchedtensor(x)  # pyright: ignore[reportAttributeAccessIssue]
     )
