@@ -30,11 +30,16 @@ def _on_device(x: Tensor) -> AbstractContextManager[object]:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
-def _plan(channels: int) -> tuple[int, int, int]:
-    """Choose the rows of a tile, its lanes, and the warps that share it."""
-    block = triton.next_power_of_2(channels)
-    rows = max(1, TILE // block)
-    return rows, block, min(16, max(1, rows * block // (32 * LANE)))
+def _rows(channels: int) -> int:
+    """Choose the rows of a tile."""
+    return max(1, TILE // triton.next_power_of_2(channels))
+
+
+def _constants(channels: int, eps: float, centered: bool) -> dict[str, object]:
+    """Return what both kernels are compiled for: the tile, the warps that share it, and which norm it is."""
+    rows, block = _rows(channels), triton.next_power_of_2(channels)
+    tile = {"CHANNELS": channels, "ROWS": rows, "BLOCK": block, "CENTERED": centered}
+    return {**tile, "eps": eps, "num_warps": min(16, max(1, rows * block // (32 * LANE))), **FUSION}
 
 
 def layer_norm_triton(
@@ -48,7 +53,7 @@ def layer_norm_triton(
 ) -> tuple[Tensor, Tensor]:
     """Normalise in one pass; the sum is an empty tensor without a residual."""
     channels = x.shape[-1]
-    rows, block, warps = _plan(channels)
+    rows = _rows(channels)
     tensors: dict[str, Tensor | int | None] = {
         name: None if part is None else part.contiguous()
         for name, part in (("x", x), ("weight", weight), ("bias", bias), ("residual", residual))
@@ -66,17 +71,9 @@ def layer_norm_triton(
         launch(
             forward_kernel,
             triton.cdiv(count, rows),
-            (channels, rows, warps, eps, centered),
+            (channels, eps, centered),
             tensors,
-            lambda: {
-                "eps": eps,
-                "CHANNELS": channels,
-                "ROWS": rows,
-                "BLOCK": block,
-                "CENTERED": centered,
-                "num_warps": warps,
-                **FUSION,
-            },
+            lambda: _constants(channels, eps, centered),
         )
     return y, total
 
@@ -106,7 +103,7 @@ def layer_norm_backward_triton(
         centered: Whether the mean was subtracted.
     """
     channels = total.shape[-1]
-    rows, block, warps = _plan(channels)
+    rows = _rows(channels)
     count = total.numel() // channels
     programs = min(PROGRAMS, triton.cdiv(count, rows))
     with _on_device(total):
@@ -140,17 +137,9 @@ def layer_norm_backward_triton(
         launch(
             backward_kernel,
             programs,
-            (channels, rows, warps, eps, centered),
+            (channels, eps, centered),
             tensors,
-            lambda: {
-                "eps": eps,
-                "CHANNELS": channels,
-                "ROWS": rows,
-                "BLOCK": block,
-                "CENTERED": centered,
-                "num_warps": warps,
-                **FUSION,
-            },
+            lambda: _constants(channels, eps, centered),
         )
         _add_parts(weight_parts, bias_parts, grads, programs, channels)
     return first, second, grads[0], grads[1]
