@@ -200,9 +200,8 @@ X, W = torch.rand(2, 3, 5), torch.rand(3, 4)
 
 def test_other_activation_is_refused_as_there():
     """A wrong value, and of the type that code written for causal-conv1d catches."""
-    assert issubclass(
-        UnknownChoice, NotImplementedError
-    )  # no stub: the type that causal-conv1d raises, for its callers
+    # no stub: NotImplementedError is the type that causal-conv1d raises for such a value, and callers catch
+    assert issubclass(UnknownChoice, NotImplementedError)
     for function in (causal_conv1d_fn, causal_conv1d_ref):
         with pytest.raises(UnknownChoice, match="activation must be None, silu, or swish, got 'gelu'"):
             function(X, W, activation="gelu")

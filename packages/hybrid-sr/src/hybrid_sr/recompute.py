@@ -14,7 +14,8 @@ def gelu_linear(x: Tensor, layer: nn.Linear) -> Tensor:
     """Return layer(gelu(x)), (..., hidden) -> (..., C).
 
     In training on a GPU only `x` is kept for the backward, not its activation, the largest tensor of a block: there it
-    is computed again. Outputs and gradients are the same.
+    is computed again. Outputs and gradients are the same. `torch.utils.checkpoint` would do so too, but `--graph` is
+    refused with it.
     """
     if x.device.type != "cuda" or not torch.is_grad_enabled():
         return layer(F.gelu(x))

@@ -80,6 +80,5 @@ def _watched(args: tuple[Any, ...]) -> bool:
 
 def _plain(x: Tensor) -> bool:
     """Return whether the memory of a tensor holds its numbers: it does not where a sign or an axis is kept aside."""
-    return not (
-        type(x) not in PLAIN or x.is_meta or x.is_neg() or torch._C._functorch.is_legacy_batchedtensor(x)  # pyright: ignore[reportAttributeAccessIssue]
-    )
+    batched = torch._C._functorch.is_legacy_batchedtensor(x)  # pyright: ignore[reportAttributeAccessIssue]
+    return type(x) in PLAIN and not (x.is_meta or x.is_neg() or batched)
