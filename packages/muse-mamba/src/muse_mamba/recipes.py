@@ -68,7 +68,7 @@ class TrainConfig(RunConfig):
         }
         found = [name for name, on in against.items() if on]
         if self.graph and found:
-            wanted = "off with accumulation, fp16, compile or checkpoint_activations"
+            wanted = f"off with {', '.join(against)}"
             refuse("TrainConfig", "graph", wanted, f"it with {' and '.join(found)}", "leave out one of them")
 
 
