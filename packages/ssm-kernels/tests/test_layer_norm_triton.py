@@ -134,6 +134,28 @@ def test_any_strides():
             assert error_ratio(found[key], value) < 2e-6, f"{name} {key}"
 
 
+@NORMS
+def test_rows_with_padding_are_read_where_they_lie(norm, monkeypatch):
+    """What a scan padded to 56 channels leaves, with and without a sum in front: the values of a copy, without one."""
+    monkeypatch.setattr(kernels, "PROGRAMS", 2)
+    for inputs in (make(3, 17, 54), make(2, 5, 3, 10, dtype=BF16, residual=SINGLE), make(40, 6)):
+        padded = F.pad(inputs["x"], (0, 2))[..., :-2]
+        assert kernels._spaced(padded) == (padded, padded.shape[-1] + 2)
+        assert_parity(norm, {**inputs, "x": padded})
+        found, expected = run(norm, {**inputs, "x": padded}, "triton"), run(norm, inputs, "triton")
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_other_distances_of_rows_are_copied():
+    """Uneven ones, and those that would be compiled for anew: all but the first step, every first step, a third."""
+    x = make(4, 9, 24)["x"]
+    for view in (x[:, 1:], x[:, 0], x[..., ::2], x[..., :8], x[:1, :1].expand(4, 9, 24)):
+        copied, apart = kernels._spaced(view)
+        assert copied.is_contiguous() and apart == view.shape[-1] and torch.equal(copied, view)
+    alone = x[:1]
+    assert kernels._spaced(alone) == (alone, 24)
+
+
 def test_empty_rows():
     """No rows: no result, and gradients of zero for the parameters."""
     found = run(layer_norm, make(2, 0, 12, residual=SINGLE), "triton")

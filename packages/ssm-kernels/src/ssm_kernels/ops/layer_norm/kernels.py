@@ -35,10 +35,27 @@ def _rows(channels: int) -> int:
     return max(1, TILE // triton.next_power_of_2(channels))
 
 
-def _constants(channels: int, eps: float, centered: bool) -> dict[str, object]:
+def _spaced(x: Tensor) -> tuple[Tensor, int]:
+    """Return x and how far apart its rows are; a copy unless they are evenly spaced, by less than two rows.
+
+    A kernel is compiled for every distance: one that follows from the length of a sequence would be another each time.
+    """
+    channels = x.shape[-1]
+    if x.is_contiguous():
+        return x, channels
+    apart = x.stride(-2) if x.dim() > 1 and x.stride(-1) == 1 else 0
+    step = apart
+    for size, stride in zip(x.shape[-2::-1], x.stride()[-2::-1], strict=True):
+        if size > 1 and stride != step:
+            return x.contiguous(), channels
+        step *= size
+    return (x, apart) if channels <= apart < 2 * channels else (x.contiguous(), channels)
+
+
+def _constants(channels: int, apart: int, eps: float, centered: bool) -> dict[str, object]:
     """Return what both kernels are compiled for: the tile, the warps that share it, and which norm it is."""
     rows, block = _rows(channels), triton.next_power_of_2(channels)
-    tile = {"CHANNELS": channels, "ROWS": rows, "BLOCK": block, "CENTERED": centered}
+    tile = {"CHANNELS": channels, "APART": apart, "ROWS": rows, "BLOCK": block, "CENTERED": centered}
     return {**tile, "eps": eps, "num_warps": min(16, max(1, rows * block // (32 * LANE))), **FUSION}
 
 
@@ -54,9 +71,11 @@ def layer_norm_triton(
     """Normalise in one pass; the sum is an empty tensor without a residual."""
     channels = x.shape[-1]
     rows = _rows(channels)
-    tensors: dict[str, Tensor | int | None] = {
+    x, apart = _spaced(x)
+    tensors: dict[str, Tensor | int | None] = {"x": x}
+    tensors |= {
         name: None if part is None else part.contiguous()
-        for name, part in (("x", x), ("weight", weight), ("bias", bias), ("residual", residual))
+        for name, part in (("weight", weight), ("bias", bias), ("residual", residual))
     }
     with _on_device(x):
         y = torch.empty(x.shape, dtype=dtype, device=x.device)
@@ -71,9 +90,9 @@ def layer_norm_triton(
         launch(
             forward_kernel,
             triton.cdiv(count, rows),
-            (channels, eps, centered),
+            (channels, apart, eps, centered),
             tensors,
-            lambda: _constants(channels, eps, centered),
+            lambda: _constants(channels, apart, eps, centered),
         )
     return y, total
 
@@ -104,6 +123,7 @@ def layer_norm_backward_triton(
     """
     channels = total.shape[-1]
     rows = _rows(channels)
+    total, apart = _spaced(total)
     count = total.numel() // channels
     programs = min(PROGRAMS, triton.cdiv(count, rows))
     with _on_device(total):
@@ -126,7 +146,7 @@ def layer_norm_backward_triton(
         tensors: dict[str, Tensor | int | None] = {
             "grad": grad.contiguous(),
             "grad_total": None if grad_total is None else grad_total.contiguous(),
-            "total": total.contiguous(),
+            "total": total,
             "weight": None if weight is None else weight.contiguous(),
             "grad_x": first,
             "grad_residual": None if dtypes[1] is None else second,
@@ -137,9 +157,9 @@ def layer_norm_backward_triton(
         launch(
             backward_kernel,
             programs,
-            (channels, eps, centered),
+            (channels, apart, eps, centered),
             tensors,
-            lambda: _constants(channels, eps, centered),
+            lambda: _constants(channels, apart, eps, centered),
         )
         _add_parts(weight_parts, bias_parts, grads, programs, channels)
     return first, second, grads[0], grads[1]

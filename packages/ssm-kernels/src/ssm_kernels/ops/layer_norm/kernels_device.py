@@ -2,6 +2,7 @@
 
 Letters: C channels. A tile is ROWS rows of all channels, padded to BLOCK lanes. Sums and statistics are float32. C is a
 constant of the kernel, so that whole vectors are loaded wherever it allows; the number of rows is not specialised on.
+The rows of what is normalised are APART numbers apart, those of all else lie behind one another.
 """
 # This is Triton's language: constexpr parameters take plain values, annotations are the types of scalars, and a branch
 # on a constexpr is decided when compiling.
@@ -14,12 +15,13 @@ import triton.language as tl
 
 
 @triton.jit
-def _tile(first, rows, CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Return where the numbers of a tile are, counted from its first one, and which are there."""
+def _tile(first, rows, CHANNELS: tl.constexpr, APART: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Return where the numbers of a tile are, counted from its first one, at both distances, and which are there."""
     row = tl.arange(0, ROWS)
     lane = tl.arange(0, BLOCK)
     there = row[:, None] < tl.minimum(rows - first, ROWS).to(tl.int32)
-    return row[:, None] * CHANNELS + lane[None, :], there & (lane < CHANNELS)[None, :]
+    at, spaced = row[:, None] * CHANNELS + lane[None, :], row[:, None] * APART + lane[None, :]
+    return at, spaced, there & (lane < CHANNELS)[None, :]
 
 
 @triton.jit
@@ -42,13 +44,13 @@ def _normal(h, there, eps, CHANNELS: tl.constexpr, CENTERED: tl.constexpr):
 @triton.jit(do_not_specialize=["rows"])
 def forward_kernel(
     x, weight, bias, residual, y, total, rows: tl.int64, eps,
-    CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, CENTERED: tl.constexpr,
+    CHANNELS: tl.constexpr, APART: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, CENTERED: tl.constexpr,
 ) -> None:  # fmt: skip
     """Normalise a tile of x, or of x + residual, which then goes to `total`."""
     first = tl.program_id(0).to(tl.int64) * ROWS
-    at, there = _tile(first, rows, CHANNELS, ROWS, BLOCK)
+    at, spaced, there = _tile(first, rows, CHANNELS, APART, ROWS, BLOCK)
     base = first * CHANNELS
-    h = tl.load(x + base + at, mask=there, other=0.0).to(tl.float32)
+    h = tl.load(x + first * APART + spaced, mask=there, other=0.0).to(tl.float32)
     if residual is not None:
         h += tl.load(residual + base + at, mask=there, other=0.0).to(tl.float32)
         kept = h.to(total.dtype.element_ty)
@@ -65,7 +67,7 @@ def forward_kernel(
 @triton.jit(do_not_specialize=["rows"])
 def backward_kernel(
     grad, grad_total, total, weight, grad_x, grad_residual, weight_parts, bias_parts, rows: tl.int64, eps,
-    CHANNELS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, CENTERED: tl.constexpr,
+    CHANNELS: tl.constexpr, APART: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, CENTERED: tl.constexpr,
 ) -> None:  # fmt: skip
     """Walk over every so manieth tile; the sums over its rows go to one row of each of the parts (programs, C).
 
@@ -78,9 +80,9 @@ def backward_kernel(
     tiles = tl.cdiv(rows, ROWS)
     for tile in range(program, tiles, tl.num_programs(0)):
         first = tile * ROWS
-        at, there = _tile(first, rows, CHANNELS, ROWS, BLOCK)
+        at, spaced, there = _tile(first, rows, CHANNELS, APART, ROWS, BLOCK)
         base = first * CHANNELS
-        h = tl.load(total + base + at, mask=there, other=0.0).to(tl.float32)
+        h = tl.load(total + first * APART + spaced, mask=there, other=0.0).to(tl.float32)
         t = tl.load(grad + base + at, mask=there, other=0.0).to(tl.float32)
         normal, scale = _normal(h, there, eps, CHANNELS, CENTERED)
         if weight_parts is not None:
