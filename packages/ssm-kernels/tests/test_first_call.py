@@ -34,6 +34,14 @@ FIRST = {
     "selective_scan": f"inputs = {SCAN}\noptions = dict(z=draw(2, 197, 384), dt_bias=weights(384), dt_softplus=True)",
     "selective_scan_bidirectional": f"inputs = (*{SCAN}, weights(384), *{SCAN}, weights(384))\noptions = {{}}",
     "selective_scan_2d": f"inputs = {PLANE}\noptions = {{}}",
+    "ssd": "inputs = (draw(2, 197, 6, 64), draw(2, 197, 6), weights(6), draw(2, 197, 1, 64), draw(2, 197, 1, 64), "
+    "weights(6))\noptions = dict(dt_bias=weights(6), dt_softplus=True)",
+    "linear_scan": "inputs = (draw(2, 197, 384), *(torch.complex(weights(384, 32), weights(384, 32)) for _ in 'ABC'), "
+    "weights(384).exp())\noptions = {}",
+    "window_attention": "inputs = [draw(1, 32, 32, 6, 30) for _ in 'qkv']\n"
+    "options = dict(window=16, shift=8, bias_table=weights(961, 6))",
+    "sliding_window_attention": "inputs = [draw(1, 32, 32, 4, 32) for _ in 'qkv']\noptions = dict(window=7, ndim=2)",
+    "layer_norm": "inputs = (draw(2, 197, 192), weights(192), weights(192))\noptions = {}",
     "depthwise_conv1d": "inputs = (draw(2, 197, 384), weights(384, 4), weights(384))\noptions = {'activation': 'silu'}",
 }
 
