@@ -165,7 +165,7 @@ def test_unknown_network_names_the_nearest(run):
 def test_benchmark_compares_networks_cut_and_masked(run, tmp_path):
     code, said, _ = run(
         *("benchmark", "vim_test_patch4_16,mambavision_test_32", "--sizes", "32:1", "--keep", "0.5"),
-        *("--repeats", "1", "--out", tmp_path / "b.json", "--attention", "band", "--json"),
+        *("--repeats", "1", "--out", tmp_path / "b.json", "--attention", "band", "--mixer", "mamba2", "--json"),
     )
     assert code == 0
     rows = json.loads(said)["rows"]
@@ -173,8 +173,10 @@ def test_benchmark_compares_networks_cut_and_masked(run, tmp_path):
         "vim_test_patch4_16",
         "vim_test_patch4_16 cut to 0.5",
         "vim_test_patch4_16 masked to 0.5",
+        "vim_test_patch4_16 mamba2",
         "mambavision_test_32",
         "mambavision_test_32 band",
+        "mambavision_test_32 mamba2",
     ]
     assert rows[0]["parameters"] == rows[2]["parameters"] > rows[1]["parameters"]
     assert all(row["ms"] > 0 for row in rows)
@@ -189,6 +191,7 @@ def test_benchmark_compares_networks_cut_and_masked(run, tmp_path):
         (["benchmark", "--sizes", "big"], "--sizes"),
         (["benchmark", "--modes", "quick"], "--modes"),
         (["benchmark", "--attention", "wide"], "--attention"),
+        (["benchmark", "--mixer", "mamba3"], "--mixer"),
         (["benchmark", "resnet_of_the_moon"], "unknown network"),
         (["info", "--height", "x"], "--height: must be a whole number"),
         (["classify", "--weights"], "expected"),

@@ -4,8 +4,10 @@ import pytest
 import timm
 import torch
 import vim_compress.models  # noqa: F401  (registers the networks)
+from ssm_kernels import ssd_bidirectional
 from vim_compress.config import VimConfig
 from vim_compress.info import model_info
+from vim_compress.linear import Mamba2Scan
 from vim_compress.mixer import VimMixer
 from vim_compress.mobilenet import InvertedResidual
 from vim_compress.squeeze import SqueezeTokens
@@ -203,6 +205,20 @@ def test_other_models_see_both_ends_in_vim(mixer):
     y = block(x)
     for by, of in ((0, 16), (16, 0)):
         assert torch.autograd.grad(y[0, by].sum(), x, retain_graph=True)[0][0, of].abs().max() > 0
+
+
+def test_mamba2_averages_both_directions_and_gates_them():
+    """Against the operator that runs both ends; the scan halves B and D in place of the sum."""
+    torch.manual_seed(0)
+    scan = Mamba2Scan(8, 4, bidirectional=True).double()
+    x, z = torch.randn(2, 2, 9, 8, dtype=torch.float64)
+    ends = []
+    for suffix in ("", "_b"):
+        B, C, dt = (x @ scan.get_parameter(f"proj{suffix}.weight").mT).split([4, 4, 1], -1)
+        A, D, bias = (scan.get_parameter(f"{name}{suffix}") for name in ("A_log", "D", "dt_bias"))
+        ends += [x[:, :, None], dt, -A.exp(), B[:, :, None], C[:, :, None], D, bias]
+    expected = ssd_bidirectional(*ends, z=z[:, :, None], average=True).flatten(2)
+    torch.testing.assert_close(scan(x, z=z), expected)
 
 
 @pytest.mark.parametrize("mixer", ["s4", "s4d", "s5"])

@@ -217,6 +217,8 @@ class BenchmarkOptions:
         keep: Also time each Vim with this share of its inner channels, cut and masked; 0 does not.
         attention: Also time each MambaVision with attention across its windows: some of shifted, band, neighbourhood,
             separated by commas.
+        mixer: Also time each Vim and MambaVision with other state-space models in its blocks: some of mamba2, s4, s4d,
+            s5, separated by commas.
         device: auto (a CUDA GPU if there is one, else the CPU), cpu, cuda, ...
         precision: Of weights and activations.
         modes: Of running, separated by commas: eager, graph (CUDA graph), compiled.
@@ -230,6 +232,7 @@ class BenchmarkOptions:
     batch: int = 32
     keep: float = 0.0
     attention: str = ""
+    mixer: str = ""
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     modes: str = "eager"
@@ -243,12 +246,17 @@ class BenchmarkOptions:
             _at_least(name, getattr(self, name), 1)
         if not 0 <= self.keep < 1:
             raise ValueError(f"--keep: must be in [0, 1), got {self.keep}")
-        unknown = set(self.modes.split(",")) - {"eager", "graph", "compiled"}
-        if unknown:
-            raise ValueError(f"--modes: must be among eager, graph, compiled, got {', '.join(sorted(unknown))}")
-        unknown = set(self.attention.split(",")) - {"shifted", "band", "neighbourhood", ""}
-        if unknown:
-            raise ValueError(f"--attention: must be among shifted, band, neighbourhood, got {', '.join(unknown)}")
+        _among("modes", self.modes, "eager", "graph", "compiled")
+        if self.attention:
+            _among("attention", self.attention, "shifted", "band", "neighbourhood")
+        if self.mixer:
+            _among("mixer", self.mixer, "mamba2", "s4", "s4d", "s5")
+
+
+def _among(name: str, value: str, *known: str) -> None:
+    unknown = sorted(set(value.split(",")) - set(known))
+    if unknown:
+        raise ValueError(f"--{name}: must be among {', '.join(known)}, got {', '.join(map(repr, unknown))}")
 
 
 def _at_least(name: str, value: int, least: int) -> None:

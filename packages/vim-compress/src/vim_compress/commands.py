@@ -275,7 +275,7 @@ def benchmark_command(options: BenchmarkOptions) -> int:
     from .benchmark import compare
 
     names = options.network.split(",")
-    models = [entry for name in names for entry in _makers(name, options.keep, options.attention)]
+    models = [entry for name in names for entry in _makers(name, options)]
     sizes = parse_sizes(options.sizes, options.batch, names[0])
     result = compare(
         models,
@@ -308,8 +308,8 @@ def benchmark_command(options: BenchmarkOptions) -> int:
     return 0
 
 
-def _makers(name: str, keep: float, attention: str) -> list[tuple[str, Callable[[], nn.Module]]]:
-    """Return the networks that a name stands for: itself, and with `keep` or `attention` other versions of it."""
+def _makers(name: str, options: BenchmarkOptions) -> list[tuple[str, Callable[[], nn.Module]]]:
+    """Return the networks that a name stands for: itself, and the other versions of it that are asked for."""
     from dataclasses import replace
 
     from .config import MambaVisionConfig, VimConfig
@@ -322,6 +322,7 @@ def _makers(name: str, keep: float, attention: str) -> list[tuple[str, Callable[
             return [(name, lambda: timm.create_model(name))]
     config = find_config(name)
     found: list[tuple[str, Callable[[], nn.Module]]] = [(name, lambda: make_network(config))]
+    keep = options.keep
     if keep and isinstance(config, VimConfig):
         widths = {f"layers.{i}.inner": max(16, round(keep * config.inner(i) / 16) * 16) for i in range(config.depth)}
         cut_config = replace(config, widths={**config.widths, **widths})
@@ -335,9 +336,13 @@ def _makers(name: str, keep: float, attention: str) -> list[tuple[str, Callable[
             return model
 
         found.append((f"{name} masked to {keep:g}", masked))
-    if attention and isinstance(config, MambaVisionConfig):
-        for kind in attention.split(","):
+    if options.attention and isinstance(config, MambaVisionConfig):
+        for kind in options.attention.split(","):
             other = replace(config, attention=kind)  # pyright: ignore[reportArgumentType]
+            found.append((f"{name} {kind}", partial(make_network, other)))
+    if options.mixer and isinstance(config, VimConfig | MambaVisionConfig):
+        for kind in options.mixer.split(","):
+            other = replace(config, mixer=kind)  # pyright: ignore[reportArgumentType]
             found.append((f"{name} {kind}", partial(make_network, other)))
     return found
 

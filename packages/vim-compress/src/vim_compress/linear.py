@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 import torch
-from ssm_kernels import depthwise_conv1d, ssd, ssd_bidirectional
+from ssm_kernels import depthwise_conv1d, ssd
 from ssm_kernels.nn import S4, S4D, S5
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -67,19 +67,28 @@ class Mamba2Scan(nn.Module):
             inverse = steps + torch.log(-torch.expm1(-steps))
             self.register_parameter(f"dt_bias{suffix}", nn.Parameter(inverse))
 
-    def forward(self, x: Tensor, *, step_scale: float = 1.0) -> Tensor:
-        """Map (B, L, E) to the same; `step_scale` multiplies the rates, which is the same as longer steps for A."""
-        u = x.unflatten(-1, (self.heads, -1))
-        ahead = self._direction(u, x, "", step_scale)
-        if not self.bidirectional:
-            u, dt, A, B, C, D, bias = ahead
-            return ssd(u, dt, A, B, C, D, dt_bias=bias, dt_softplus=True).flatten(2)
-        return ssd_bidirectional(*ahead, *self._direction(u, x, "_b", step_scale), average=True).flatten(2)
+    def forward(self, x: Tensor, *, step_scale: float = 1.0, z: Tensor | None = None) -> Tensor:
+        """Map (B, L, E) to the same.
 
-    def _direction(self, u: Tensor, x: Tensor, suffix: str, scale: float) -> tuple[Tensor, ...]:
+        Args:
+            x: The tokens.
+            step_scale: Multiplies the rates, which is the same as longer steps for A.
+            z: Gate, (B, L, E): the output is multiplied by silu(z).
+        """
+        u = x.unflatten(-1, (self.heads, -1))
+        gate = None if z is None else z.unflatten(-1, (self.heads, -1))
+        y = self._direction(u, x, gate, "", step_scale)
+        if self.bidirectional:
+            y = y + self._direction(u, x, gate, "_b", step_scale)
+        return y.flatten(2)
+
+    def _direction(self, u: Tensor, x: Tensor, gate: Tensor | None, suffix: str, scale: float) -> Tensor:
         B, C, dt = self.get_submodule(f"proj{suffix}")(x).split([self.states, self.states, self.heads], -1)
         A, D, bias = (wide(self.get_parameter(f"{name}{suffix}")) for name in ("A_log", "D", "dt_bias"))
-        return u, dt, -scale * A.exp(), B.unsqueeze(2), C.unsqueeze(2), D, bias
+        if self.bidirectional:  # the average of both: half of B and D is half of the output, without a pass over it
+            B, D = 0.5 * B, 0.5 * D
+        A, B, C = -scale * A.exp(), B.unsqueeze(2), C.unsqueeze(2)
+        return ssd(u, dt, A, B, C, D, z=gate, dt_bias=bias, dt_softplus=True, reverse=suffix == "_b")
 
 
 class LinearMixer(nn.Module):
@@ -156,7 +165,10 @@ class LinearMixer(nn.Module):
             z = depthwise_conv1d(z, self.conv1d_z.weight[:, 0], padding="same", activation="silu")
             return self.out_proj(torch.cat([self.ssm(x, step_scale=self.step_scale).to(z.dtype), z], -1))
         x = depthwise_conv1d(x, self.conv1d.weight[:, 0], self.conv1d.bias, padding="same", activation="silu")
-        y = self.ssm(x, step_scale=self.step_scale) * F.silu(z)
+        if isinstance(self.ssm, Mamba2Scan):
+            y = self.ssm(x, step_scale=self.step_scale, z=z)
+        else:
+            y = self.ssm(x, step_scale=self.step_scale) * F.silu(z)
         y = self.squeeze["inner"](y, skip) if "inner" in self.squeeze else y
         y = self.out_proj(y)
         return self.squeeze["output"](y, skip) if "output" in self.squeeze else y
