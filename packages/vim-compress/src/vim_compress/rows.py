@@ -56,8 +56,8 @@ def _networks() -> list[Job]:
         found.append(_plain(f"mambavision-{kind}", _hybrid_with(attention=kind, windows=(4, 4, 4, 2))))
     found.append(_plain("mambavision-small-windows", _hybrid_with(windows=(4, 4, 4, 2))))
     for mixer in ("mamba2", "s4", "s4d", "s5"):
-        found.append(Job(f"vim-{mixer}", (), _trained(_vim(mixer=mixer), transfer=mixer != "mamba2")))
-        found.append(_plain(f"mambavision-{mixer}", _hybrid_with(mixer=mixer)))
+        for family, change in (("vim", _vim(mixer=mixer)), ("mambavision", _hybrid_with(mixer=mixer))):
+            found.append(Job(f"{family}-{mixer}", (), _trained(change, transfer=mixer != "mamba2")))
     return found
 
 
