@@ -28,13 +28,17 @@ def test_csv_with_a_unit(tmp_path):
         ("x,y,z,p", ("x", "y", "z"), ("p",)),
         ("x,q", ("x",), ("q",)),
         ("X;Y;value", ("X", "Y"), ("value",)),
+        ("x\ty\tvalue", ("x", "y"), ("value",)),
     ],
 )
 def test_headers(tmp_path, header, axes, channels):
-    mark = ";" if ";" in header else ","
+    mark = next((m for m in ";\t" if m in header), ",")
     columns = header.count(mark) + 1
     lines = [mark.join(str((n * 7 + c * 3) % 10 + n / 10) for c in range(columns)) for n in range(6)]
+    if mark == ";":  # as spreadsheets write it where decimals have commas
+        lines = [line.replace(".", ",") for line in lines]
     points = read_points(write(tmp_path, "\n".join([header, *lines])))
+    assert points.places[1].tolist() == [(7 + c * 3) % 10 + 0.1 for c in range(len(axes))]
     assert (points.axes, points.channels) == (axes, channels)
     assert points.values.shape == (6, len(channels))
 
@@ -117,3 +121,17 @@ def test_places_from_a_file(tmp_path):
         read_places(write(tmp_path, "x,y\n1,1\n9,0.5\n", "at.csv"), points)
     with pytest.raises(ValueError, match="not there"):
         read_places(tmp_path / "nothing.csv", points)
+    with pytest.raises(ValueError, match="is a folder"):
+        read_points(tmp_path)
+
+
+def test_places_are_found_by_the_names_of_their_columns(tmp_path):
+    points = read_points(write(tmp_path, GOOD))
+    swapped = write(tmp_path, "name_of;Y;X\n7;0,5;2\n7;1;1\n", "at.csv")
+    np.testing.assert_allclose(read_places(swapped, points), [[2, 0.5], [1, 1]])
+    with pytest.raises(ValueError, match="no column x, y, there are lon, lat"):
+        read_places(write(tmp_path, "lon,lat\n1,1\n", "at.csv"), points)
+    with pytest.raises(ValueError, match="no column x, y, there are 1, 1"):  # the first line is no place to lose
+        read_places(write(tmp_path, "1,1\n2,0.5\n", "at.csv"), points)
+    with pytest.raises(ValueError, match="2 numbers a place"):
+        read_places(write(tmp_path, "x,y\nnan,1\n", "at.csv"), points)

@@ -2,6 +2,11 @@
 
 import dataclasses
 import json
+import os
+import signal
+import sys
+import threading
+import time
 
 import pytest
 import torch
@@ -144,6 +149,31 @@ def test_packed_folder_holds_what_was_packed(tmp_path):
     (tmp_path / "packed" / "photo.webp").unlink()
     with pytest.raises(ValueError, match=r"photo\.webp, which is missing; pack again"):
         packed(tmp_path / "packed", "rgb")
+
+
+def test_a_study_that_is_stopped_stops_its_runs(tmp_path, monkeypatch):
+    from mamba_diffusion.arguments import StudyOptions
+    from mamba_diffusion.study import Job, Study
+
+    said = tmp_path / "said"
+    child = f"""
+import pathlib, signal, sys, time
+said = pathlib.Path({str(said)!r})
+signal.signal(signal.SIGTERM, lambda *_: (said.write_text("stopped"), sys.exit()))
+said.write_text("started")
+time.sleep(60)
+"""
+    monkeypatch.setattr(Job, "command", lambda *_: [sys.executable, "-c", child])
+
+    def stop():
+        while not (said.is_file() and said.read_text()):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(SystemExit, match="143"):
+        Study(StudyOptions(out=tmp_path / "study")).train([Job("v1", "rgb", 1e-3, 0)])
+    assert said.read_text() == "stopped"
 
 
 @pytest.mark.slow

@@ -73,10 +73,7 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         """Refuse what no field can change."""
-        if self.samples < 1:
-            raise ValueError(f"--samples: must be at least 1, got {self.samples}")
-        if self.steps < 1:
-            raise ValueError(f"--steps: must be at least 1, got {self.steps}")
+        _at_least(self, samples=1, steps=1, seed=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +130,7 @@ class FieldOptions(SamplingOptions):
             raise ValueError(f"--count and --side: must be at least 1 and 4, got {self.count} and {self.side}")
         if not 0 < self.share <= 1 or self.share * self.side < 4 / self.side:
             raise ValueError(f"--share: must be in (0, 1] and give 4 sensors, got {self.share:g} of side {self.side}")
+        _at_least(self, points_seed=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +268,10 @@ class BenchmarkOptions:
     overwrite: bool = False
     json: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be timed."""
+        _at_least(self, sensors=4, steps=1, repeats=1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudyOptions:
@@ -316,6 +318,12 @@ class StudyOptions:
     merge: str | None = None
     figures: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse what no run can be made of."""
+        _at_least(self, seeds=1, steps=1, batch=1, jobs=1, count=1, queries=1)
+        if not all(part.isdigit() and int(part) >= 4 for part in self.resolutions.split(",") if part):
+            raise ValueError(f"--resolutions: must be whole numbers of at least 4, or empty, got {self.resolutions}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
@@ -335,3 +343,10 @@ class ExportOptions:
     sensors: int = 205
     queries: int = 1024
     overwrite: bool = False
+
+
+def _at_least(options: object, **least: int) -> None:
+    for name, number in least.items():
+        if getattr(options, name) < number:
+            found = getattr(options, name)
+            raise ValueError(f"--{name.replace('_', '-')}: must be at least {number}, got {found}")

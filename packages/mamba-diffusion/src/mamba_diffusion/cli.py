@@ -127,7 +127,7 @@ def _evaluate(argv: list[str]) -> int:
 
 def _compare(argv: list[str]) -> int:
     about = "Compare two models: same parts, sensors and seeds, paired bootstrap intervals."
-    found, _ = parse_options("compare", argv, options.CompareOptions, description=about)
+    found, _ = parse_options("compare", argv, options.CompareOptions, description=about, without=("weights",))
     from .commands import compare_command
 
     return compare_command(found)
@@ -135,7 +135,7 @@ def _compare(argv: list[str]) -> int:
 
 def _multiscale(argv: list[str]) -> int:
     about = "Measure a model on several grids over the same field and with several samplers."
-    found, _ = parse_options("multiscale", argv, options.MultiscaleOptions, description=about)
+    found, _ = parse_options("multiscale", argv, options.MultiscaleOptions, description=about, without=("sampler",))
     from .commands import multiscale_command
 
     return multiscale_command(found)
@@ -151,7 +151,7 @@ def _sample(argv: list[str]) -> int:
 
 def _report(argv: list[str]) -> int:
     about = "Write a page that shows the flow from noise to field, the sensors, and the field at several resolutions."
-    found, _ = parse_options("report", argv, options.ReportOptions, description=about)
+    found, _ = parse_options("report", argv, options.ReportOptions, description=about, without=("grid", "out"))
     from .report import report_command
 
     return report_command(found)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .checks import refuse
-from .points import Points
+from .points import Points, read_table
 
 NUMBERS = re.compile(r"[x,;: ]+")
 LARGEST = 1 << 26  # points
@@ -76,15 +76,25 @@ def read_places(path: Path, points: Points) -> NDArray[np.float64]:
             with np.load(path) as arrays:
                 places = arrays["coords"]
         else:
-            places = np.genfromtxt(path, delimiter=",", skip_header=1, ndmin=2)
+            places = _columns(path, points.axes)
     except (OSError, ValueError, KeyError) as error:
         refuse("reconstruct", "--at", "a .csv, .npy or .npz file with coords", f"{path}: {error}", "check it")
     dims = len(points.axes)
     if places.ndim != 2 or places.shape[1] < dims or not np.isfinite(places[:, :dims]).all():
-        refuse("reconstruct", "--at", f"a header, then {dims} numbers a line", f"{places.shape} in {path}", "check it")
+        refuse("reconstruct", "--at", f"{dims} numbers a place", f"{places.shape} in {path}, or NaN", "check it")
     places = places[:, :dims].astype(np.float64)
     low, high = points.extent.T
     outside = np.flatnonzero(((places < low) | (places > high)).any(-1))
     if len(outside):
         refuse("reconstruct", "--at", "places inside the extent", f"place {outside[0] + 1}", "widen --extent")
     return places
+
+
+def _columns(path: Path, axes: tuple[str, ...]) -> NDArray[np.float64]:
+    """Read the columns of the axes, by name; others may stand beside them in any order."""
+    header, table = read_table(path)
+    names = [name.lower() for name in header]
+    missing = [axis for axis in axes if axis.lower() not in names]
+    if missing:
+        raise ValueError(f"no column {', '.join(missing)}, there are {', '.join(header)}")
+    return table[:, [names.index(axis.lower()) for axis in axes]]

@@ -23,6 +23,7 @@ def parse_options(
     *,
     description: str,
     positional: tuple[str, str, str] | None = None,
+    without: tuple[str, ...] = (),
 ) -> tuple[Options, Any]:
     """Parse the arguments of a verb.
 
@@ -33,6 +34,7 @@ def parse_options(
         description: First lines of the help.
         positional: Name, number ("*" or "?") and help of the arguments without a name; if the name is a field it sets
             that field.
+        without: Fields that say nothing to this verb: they are no options.
 
     Returns:
         The options, and the positional value where its name is no field (else None).
@@ -47,7 +49,8 @@ def parse_options(
         name, number, text = positional
         parser.add_argument(name, nargs=number, type=str, help=text)
     own = get_annotations(options)
-    ordered = sorted(fields(options), key=lambda f: f.name not in own)  # before those that it shares with other verbs
+    known = [f for f in fields(options) if f.name not in without]
+    ordered = sorted(known, key=lambda f: f.name not in own)  # before those that it shares with other verbs
     for f in ordered:
         if positional is not None and f.name == positional[0]:
             continue
@@ -80,7 +83,8 @@ def _make_parser(verb: str, description: str, hints: dict[str, Any]) -> Argument
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
             raise ValueError(_one_line(message, hints)) from ex
 
-    return OneLineParser(prog=f"mamba-diffusion {verb}", description=description, formatter_class=HelpFormatter)
+    name = f"mamba-diffusion {verb}"  # an option that is shortened could mean another one in the next version
+    return OneLineParser(prog=name, description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
 
 def _one_line(message: str, hints: dict[str, Any]) -> str:

@@ -68,7 +68,8 @@ def read_points(path: str | Path, *, extent: NDArray[np.float64] | None = None) 
     """
     path = Path(path)
     if not path.is_file():
-        refuse("read_points", "points", "a .csv or .npz file", f"{path}, which is not there", "check the path")
+        found = f"{path}, which is {'a folder' if path.is_dir() else 'not there'}"
+        refuse("read_points", "points", "a .csv or .npz file", found, "check the path")
     if path.suffix.lower() == ".npz":
         points = _from_npz(path)
     elif path.suffix.lower() in (".csv", ".txt", ".tsv"):
@@ -84,26 +85,36 @@ def read_points(path: str | Path, *, extent: NDArray[np.float64] | None = None) 
     return points
 
 
-def _from_csv(path: Path) -> Points:
+def read_table(path: Path) -> tuple[list[str], NDArray[np.float64]]:
+    """Read a CSV file (comma, semicolon or tab; decimal commas beside the latter two): names of columns and lines.
+
+    Raises:
+        ValueError: It is empty, or a cell is no number: the message names the line.
+    """
     numbers = array("d")  # a list of ten million rows of text would take gigabytes
     with path.open(newline="", encoding="utf-8-sig") as file:
         sample = file.read(4096)
         file.seek(0)
-        delimiter = max(",;\t", key=sample.partition("\n")[0].count)
-        reader = csv.reader(file, delimiter=delimiter)
+        mark = max(",;\t", key=sample.partition("\n")[0].count)
+        reader = csv.reader(file, delimiter=mark)
         rows = (row for row in reader if any(cell.strip() for cell in row))
         header = [cell.strip() for cell in next(rows, [])]
         if not header:
             refuse("read_points", "points", "a header and one line a sensor", f"an empty file, {path}", "check it")
-        dims = axes_in(header)
-        if dims == 0 or dims == len(header):
-            wanted = "a header x[,y[,z]] or lon,lat, then one column a channel"
-            refuse("read_points", "points", wanted, ",".join(header), f"correct the first line of {path}")
         for row in rows:
             if len(row) != len(header):
                 _line(path, reader.line_num, f"{len(header)} numbers", f"{len(row)}")
-            numbers.extend(_number(path, reader.line_num, *cell) for cell in zip(header, row, strict=True))
-    table = np.frombuffer(numbers).reshape(-1, len(header))
+            cells = row if mark == "," else [cell.replace(",", ".") for cell in row]
+            numbers.extend(_number(path, reader.line_num, *cell) for cell in zip(header, cells, strict=True))
+    return header, np.frombuffer(numbers).reshape(-1, len(header))
+
+
+def _from_csv(path: Path) -> Points:
+    header, table = read_table(path)
+    dims = axes_in(header)
+    if dims == 0 or dims == len(header):
+        wanted = "a header x[,y[,z]] or lon,lat, then one column a channel"
+        refuse("read_points", "points", wanted, ",".join(header), f"correct the first line of {path}")
     units = {m["unit"] for name in header[dims:] if (m := UNIT.search(name))}
     if len(units) > 1:
         refuse("read_points", "points", "channels of one unit", ", ".join(sorted(units)), "convert them to one")

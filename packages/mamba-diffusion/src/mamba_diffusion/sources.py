@@ -120,6 +120,9 @@ def in_path(path: Path, *, verbose: bool) -> list[Field]:
     files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
     files = [f for f in files if f.suffix.lower() in KNOWN]
     if not files:
+        if path.suffix.lower() == ".csv" or any(path.rglob("*.csv")):
+            fields = ", ".join(sorted(KNOWN))
+            raise ValueError(f"data: {path} holds scattered points, which only train takes; give fields ({fields})")
         raise ValueError(f"data: {path} holds no field; looked for {wanted} in it and in the folders below")
     fields, skipped = [], []
     taken, free = 0, round(MOST_OF_MEMORY * psutil.virtual_memory().available)

@@ -8,6 +8,7 @@ and seeds of the noise are the same for all rows, and for the classical methods.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -188,6 +189,22 @@ class Study:
         ]
         running: dict[Job, subprocess.Popen[bytes]] = {}
         failed: list[Job] = []
+
+        def stop(*_: object) -> NoReturn:  # Ctrl-C reaches the runs by itself, a SIGTERM does not
+            for process in running.values():
+                process.terminate()
+            for process in running.values():  # they save first; a second signal kills them
+                process.wait()
+            sys.exit(128 + signal.SIGTERM)
+
+        before = signal.signal(signal.SIGTERM, stop)
+        try:
+            self._train(waiting, running, failed)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return failed
+
+    def _train(self, waiting: list[Job], running: dict[Job, subprocess.Popen[bytes]], failed: list[Job]) -> None:
         while waiting or running:
             while waiting and len(running) < self.options.jobs:
                 job = waiting.pop(0)
@@ -204,7 +221,6 @@ class Study:
                     self.say(f"{'done' if process.returncode == 0 else 'failed'} {job.name}")
                     failed += [job] if process.returncode else []
             time.sleep(WAIT if running else 0)
-        return failed
 
     def screen(self, jobs: list[Job]) -> None:
         """Measure runs at 20 % sensors on the first grid."""
