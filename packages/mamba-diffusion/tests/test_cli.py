@@ -216,6 +216,7 @@ def test_sample_and_report(saved, fields, tmp_path, capsys):
     text = page.read_text()
     assert text.count("data:image/png;base64,") == 2 + 2 + 2 * 2  # steps, sensors and truth, two pictures a resolution
     assert "http" not in text
+    assert text.count("<circle") == 2 * 51  # every sensor, on the flow and on the resolutions
     assert main(["sample", *asked[:-1], "9", "--out", str(tmp_path / "t")]) == 2
     assert "--number: must be from 0 to 1, got 9" in capsys.readouterr().err
 

@@ -28,19 +28,23 @@ PAGE = """<!doctype html>
 <style>
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #223 }
 figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top }
-img { width: 256px; height: 256px; image-rendering: pixelated; border: 1px solid #ccd }
+img, .field { width: 256px; height: 256px }
+img { image-rendering: pixelated; outline: 1px solid #ccd }
+.field { position: relative } .field > * { position: absolute; inset: 0 }
+circle { fill: #fff; stroke: #000; stroke-width: .15 } .bare circle { display: none }
 figcaption { color: #556 } table { border-collapse: collapse } td, th { padding: .2rem .8rem; text-align: right }
-input { width: 256px; display: block }
+input[type=range] { width: 256px; display: block }
 </style>
 <h1>@TITLE@</h1>
 <p>@TEXT@</p>
 <h2>From noise to field</h2>
-<figure><img id="flow" alt="field"><input id="time" type="range" min="0" value="0">
+<p><label><input id="mark" type="checkbox" checked> sensors on the field</label></p>
+<figure><div class="field"><img id="flow" alt="field">@MARKS@</div><input id="time" type="range" min="0" value="0">
 <figcaption id="timetext"></figcaption></figure>
 <figure><img src="@SENSORS@" alt="sensors"><figcaption>sensors</figcaption></figure>
 <figure><img src="@TRUTH@" alt="truth"><figcaption>truth</figcaption></figure>
 <h2>At other resolutions</h2>
-<figure><img id="fine" alt="field"><input id="size" type="range" min="0" value="0">
+<figure><div class="field"><img id="fine" alt="field">@MARKS@</div><input id="size" type="range" min="0" value="0">
 <figcaption id="sizetext"></figcaption></figure>
 <figure><img id="spread" alt="spread"><figcaption>spread of the samples</figcaption></figure>
 <h2>Figures</h2>
@@ -54,6 +58,7 @@ function slider(input, list, show) {
   input.oninput();
 }
 const at = id => document.getElementById(id);
+at("mark").oninput = event => document.body.classList.toggle("bare", !event.target.checked);
 slider(at("time"), frames, f => { at("flow").src = f.picture; at("timetext").textContent = "t = " + f.time; });
 slider(at("size"), sizes, s => {
   at("fine").src = s.mean; at("spread").src = s.spread; at("sizetext").textContent = "mean at " + s.name;
@@ -108,6 +113,7 @@ def make_page(
     filled = {
         "TITLE": html.escape(part.name),
         "TEXT": html.escape(text),
+        "MARKS": marks(part),
         "SENSORS": picture(colours(sparse.reshape(shape), low, high)),
         "TRUTH": picture(colours(part.values, low, high)),
         "TABLE": figure_table(figures),
@@ -125,6 +131,14 @@ def flow(model: SparseField, part: Part, device: torch.device, asked: Prediction
     coords, values = (torch.from_numpy(x).to(device)[None] for x in part.observed)
     queries = torch.from_numpy(part.coords).to(device)[None]
     return sample_fields(model, coords, values, queries, asked, seen=seen)[0].float().cpu().numpy()
+
+
+def marks(part: Part) -> str:
+    """Return the places of the sensors as circles to lie on a picture of the field, whatever its resolution."""
+    height, width = part.values.shape[:2]
+    places = part.coords[part.sensors] * (width, height)
+    circles = "".join(f'<circle cx="{x:.4g}" cy="{y:.4g}" r=".25"/>' for x, y in places)
+    return f'<svg viewBox="0 0 {width} {height}" preserveAspectRatio="none">{circles}</svg>'
 
 
 def figure_table(figures: dict[str, Any]) -> str:
