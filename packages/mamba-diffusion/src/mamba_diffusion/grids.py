@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .checks import refuse
-from .points import Points, read_table
+from .points import Points, axes_in, read_table
 
 NUMBERS = re.compile(r"[x,;: ]+")
 LARGEST = 1 << 26  # points
@@ -91,9 +91,11 @@ def read_places(path: Path, points: Points) -> NDArray[np.float64]:
 
 
 def _columns(path: Path, axes: tuple[str, ...]) -> NDArray[np.float64]:
-    """Read the columns of the axes, by name; others may stand beside them in any order."""
+    """Read the columns of the axes by name, or those of other axes (lon,lat for x,y) if they come first."""
     header, table = read_table(path)
     names = [name.lower() for name in header]
+    if axes_in(header) == len(axes):
+        return table[:, : len(axes)]
     missing = [axis for axis in axes if axis.lower() not in names]
     if missing:
         raise ValueError(f"no column {', '.join(missing)}, there are {', '.join(header)}")
