@@ -11,6 +11,8 @@ from PIL import Image
 from vim_compress.cli import main
 from vim_compress.config import VimConfig
 from vim_compress.models import make_network
+from vim_compress.options import parse
+from vim_compress.weights import shipped
 
 
 @pytest.fixture
@@ -157,6 +159,17 @@ def test_info_counts(run, folder):
     assert json.loads(said)["image"] == [448, 448]
 
 
+def test_weights_that_ship_have_a_size_of_their_own(run):
+    code, said, _ = run("benchmark", "emoji-cut", "--batch", "1", "--repeats", "1", "--json")
+    assert (code, json.loads(said)["rows"][0]["image"]) == (0, [64, 64])
+
+
+def test_training_starts_from_weights_that_ship(tmp_path):
+    found = parse(["emoji", "--from", "emoji-cut", "--out", str(tmp_path / "run")]).config
+    assert found.model.widths["layers.0.inner"] == 48
+    assert found.init == str(shipped("emoji-cut"))
+
+
 def test_unknown_network_names_the_nearest(run):
     code, _, error = run("info", "vim_tiny_224")
     assert (code, "vim_tiny_patch16_224" in error) == (2, True)
@@ -192,6 +205,11 @@ def test_benchmark_compares_networks_cut_and_masked(run, tmp_path):
         (["benchmark", "--modes", "quick"], "--modes"),
         (["benchmark", "--attention", "wide"], "--attention"),
         (["benchmark", "--mixer", "mamba3"], "--mixer"),
+        (["benchmark", "vim_test_patch4_16", "--attention", "band"], "no such versions"),
+        (["benchmark", "emoji-cut", "--mixer", "mamba2"], "start from a network that is not cut"),
+        (["classify", "."], "a folder"),
+        (["classify", __file__, "--weights", "emoji_cut"], "weights that ship (emoji, emoji-cut)"),
+        (["prune", "--target", "parameters=10", "--out", "unwritten"], "10 parameters cannot be reached"),
         (["benchmark", "resnet_of_the_moon"], "unknown network"),
         (["info", "--height", "x"], "--height: must be a whole number"),
         (["classify", "--weights"], "expected"),

@@ -38,7 +38,8 @@ def classify_command(pictures: list[str], options: ClassifyOptions) -> int:
     files = [Path(name) for name in pictures]
     missing = [file for file in files if not file.is_file()]
     if missing:
-        raise ValueError(f"{missing[0]}: no such file; check the path")
+        what = "a folder; name the pictures in it" if missing[0].is_dir() else "no such file; check the path"
+        raise ValueError(f"{missing[0]}: {what}")
     from .benchmark import pick_device
     from .classify import class_names, classify, read_classes
     from .weights import load_model
@@ -270,17 +271,28 @@ def find_config(network: str) -> ModelConfig:
     return read_config(shipped(network)) if network in shipped_models() else preset(network)
 
 
+def is_ours(network: str) -> bool:
+    """Say whether a name is a preset, a saved folder, or weights that ship."""
+    from .weights import shipped_models
+
+    return network in PRESETS or Path(network).is_dir() or network in shipped_models()
+
+
 def benchmark_command(options: BenchmarkOptions) -> int:
     """Run `vim-compress benchmark`."""
     from .benchmark import compare
 
     names = options.network.split(",")
     models = [entry for name in names for entry in _makers(name, options)]
+    asked = [f"--{option}" for option in ("keep", "attention", "mixer") if getattr(options, option)]
+    if asked and len(models) == len(names):
+        kinds = "--keep is for a Vim, --attention for a MambaVision, --mixer for either"
+        raise ValueError(f"{', '.join(asked)}: {options.network} has no such versions; {kinds}")
     sizes = parse_sizes(options.sizes, options.batch, names[0])
     result = compare(
         models,
         sizes=sizes,
-        channels=find_config(names[0]).channels if names[0] in PRESETS or Path(names[0]).is_dir() else 3,
+        channels=find_config(names[0]).channels if is_ours(names[0]) else 3,
         device=options.device,
         precision=options.precision,
         repeats=options.repeats,
@@ -315,7 +327,7 @@ def _makers(name: str, options: BenchmarkOptions) -> list[tuple[str, Callable[[]
     from .config import MambaVisionConfig, VimConfig
     from .models import make_network
 
-    if name not in PRESETS and not Path(name).is_dir():
+    if not is_ours(name):
         import timm
 
         if timm.is_model(name):
@@ -354,8 +366,7 @@ def parse_sizes(text: str | None, batch: int, first: str) -> list[tuple[tuple[in
         ValueError: It is not such a list.
     """
     if text is None:
-        known = first in PRESETS or Path(first).is_dir()
-        return [(find_config(first).image if known else (224, 224), batch)]
+        return [(find_config(first).image if is_ours(first) else (224, 224), batch)]
     found = []
     for item in text.split(","):
         side, _, count = item.partition(":")

@@ -110,7 +110,8 @@ class VimConfig:
         if self.stem == "mobilenet" and (self.patch & (self.patch - 1) or self.patch < 2 or self.stride != self.patch):
             refuse(self, "patch", "a power of two, and stride the same, for stem='mobilenet'", self.patch)
         if self.mixer != "mamba" and (self.token_conv != "causal" or self.widths):
-            refuse(self, "mixer", "'mamba' with widths or token_conv='depthwise2d'", repr(self.mixer))
+            remedy = "start from a network that is not cut"
+            refuse(self, "mixer", "'mamba' with widths or token_conv='depthwise2d'", repr(self.mixer), remedy)
         known = {f"layers.{i}.{axis}" for i in range(self.depth) for axis in ("inner", "state", "state_b")}
         check_widths(self, known | ({"stem"} if self.stem == "mobilenet" else set()), least={"state": 0, "state_b": 0})
         for i in range(self.depth):

@@ -84,8 +84,13 @@ def _base(arguments: list[str]) -> tuple[str | None, TrainConfig | None]:
         raise ValueError(
             f"the preset is missing; give it first, one of {known}, as in: vim-compress train tiny --out runs/a"
         )
-    base, folder = recipe(name), vars(found)["from"]
-    return name, base if folder is None else replace(base, model=_saved_config(Path(folder)), init=folder)
+    base, saved = recipe(name), vars(found)["from"]
+    if saved is None:
+        return name, base
+    from .weights import shipped, shipped_models
+
+    folder = shipped(saved) if not Path(saved).exists() and saved in shipped_models() else Path(saved)
+    return name, replace(base, model=_saved_config(folder), init=str(folder))
 
 
 def _saved_config(folder: Path) -> ModelConfig:
@@ -120,7 +125,7 @@ def _parser(name: str | None, base: TrainConfig | None) -> ArgumentParser:
     parser.add_argument("preset", nargs="?", default=name, help=described)
     parser.add_argument("--config", action="config", help="YAML file, as --print_config writes it")
     parser.add_argument("--out", help="folder of the run; a new or empty one without --resume")
-    parser.add_argument("--from", help="folder of a saved network: its configuration and its weights to start with")
+    parser.add_argument("--from", help="folder of a saved network, or name of weights that ship: what to start with")
     parser.add_argument("--resume", action="store_true", help="go on from the newest good checkpoint in --out")
     parser.add_class_arguments(TrainConfig, None, skip={"model", "sparsity"})
     parser.add_class_arguments(SparsityConfig, "sparsity")

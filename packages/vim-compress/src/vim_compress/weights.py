@@ -61,7 +61,8 @@ def load_model(
     if not path.exists() and str(weights) in shipped_models():
         path = shipped(str(weights))
     if not path.exists():
-        refuse("load_model", "weights", "a folder or file", f"{path}, which does not exist", "check the path")
+        wanted = f"a folder or file, or weights that ship ({', '.join(shipped_models())})"
+        refuse("load_model", "weights", wanted, f"{path}, which does not exist", "check the path")
     if path.is_file() and path.name == "model.safetensors" and path.with_name("config.json").is_file():
         path = path.parent
     model = _from_folder(path) if path.is_dir() else _from_file(path, preset)
