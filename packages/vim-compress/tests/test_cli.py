@@ -194,6 +194,8 @@ def test_benchmark_compares_networks_cut_and_masked(run, tmp_path):
     assert rows[0]["parameters"] == rows[2]["parameters"] > rows[1]["parameters"]
     assert all(row["ms"] > 0 for row in rows)
     assert json.loads((tmp_path / "b.json").read_text())["environment"]["torch"]
+    code, _, error = run("benchmark", "vim_test_patch4_16", "--out", tmp_path / "b.json")
+    assert (code, "--overwrite" in error) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -207,6 +209,7 @@ def test_benchmark_compares_networks_cut_and_masked(run, tmp_path):
         (["benchmark", "--mixer", "mamba3"], "--mixer"),
         (["benchmark", "vim_test_patch4_16", "--attention", "band"], "no such versions"),
         (["benchmark", "emoji-cut", "--mixer", "mamba2"], "start from a network that is not cut"),
+        (["benchmark", "emoji", "--sizes", "3:1"], "at least one patch"),
         (["classify", "."], "a folder"),
         (["classify", __file__, "--weights", "emoji_cut"], "weights that ship (emoji, emoji-cut)"),
         (["prune", "--target", "parameters=10", "--out", "unwritten"], "10 parameters cannot be reached"),

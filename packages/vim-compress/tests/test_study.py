@@ -104,11 +104,15 @@ def test_report_of_a_study_and_of_a_run_is_one_page(study, capsys):
         assert "http" not in page
     assert "<polyline" in page
     assert "What the class sees" in page
+    assert "this network, 16 at a time" in page
     capsys.readouterr()
     assert main(["report", str(run)]) == 2
     assert "--overwrite" in capsys.readouterr().err
     assert main(["report", str(study / "rows")]) == 2
     assert "looked for study.json" in capsys.readouterr().err
+    (run.parent / "study.json").write_text("{}")
+    assert main(["report", str(run.parent)]) == 2
+    assert "not as vim-compress wrote it" in capsys.readouterr().err
 
 
 def test_other_settings_need_another_folder(study):

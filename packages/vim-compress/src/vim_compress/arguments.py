@@ -224,6 +224,7 @@ class BenchmarkOptions:
         modes: Of running, separated by commas: eager, graph (CUDA graph), compiled.
         repeats: Timed runs after two to warm up; the median counts.
         out: Also write the JSON to this file.
+        overwrite: Replace the file.
         json: Print JSON.
     """
 
@@ -238,6 +239,7 @@ class BenchmarkOptions:
     modes: str = "eager"
     repeats: int = 10
     out: Path | None = None
+    overwrite: bool = False
     json: bool = False
 
     def __post_init__(self) -> None:

@@ -206,8 +206,7 @@ def export_command(options: ExportOptions) -> int:
     """Run `vim-compress export`."""
     if options.out is None:
         raise ValueError("--out: is missing; give a file ending in .onnx, .pt2 or .safetensors")
-    if options.out.exists() and not options.overwrite:
-        raise ValueError(f"--out: {options.out} exists; choose another name, or add --overwrite")
+    _check_file(options.out, overwrite=options.overwrite)
     from .export import export, export_half
     from .weights import load_model
 
@@ -223,14 +222,18 @@ def export_command(options: ExportOptions) -> int:
     return 0
 
 
+def _check_file(out: Path | None, *, overwrite: bool) -> None:
+    if out is not None and out.exists() and not overwrite:
+        raise ValueError(f"--out: {out} exists; choose another name, or add --overwrite")
+
+
 def report_command(options: ReportOptions) -> int:
     """Run `vim-compress report`."""
     if options.run is None or not Path(options.run).is_dir():
         raise ValueError(f"run: must be the folder of a run or a study, got {options.run}; check the path")
     folder = Path(options.run)
     out = options.out or folder / "report.html"
-    if out.exists() and not options.overwrite:
-        raise ValueError(f"--out: {out} exists; choose another name, or add --overwrite")
+    _check_file(out, overwrite=options.overwrite)
     from .report import write_report
 
     write_report(folder, out)
@@ -282,6 +285,7 @@ def benchmark_command(options: BenchmarkOptions) -> int:
     """Run `vim-compress benchmark`."""
     from .benchmark import compare
 
+    _check_file(options.out, overwrite=options.overwrite)
     names = options.network.split(",")
     models = [entry for name in names for entry in _makers(name, options)]
     asked = [f"--{option}" for option in ("keep", "attention", "mixer") if getattr(options, option)]
@@ -298,6 +302,9 @@ def benchmark_command(options: BenchmarkOptions) -> int:
         repeats=options.repeats,
         modes=options.modes.split(","),
     )
+    errors = [row["error"] for row in result["rows"] if "error" in row]
+    if len(errors) == len(result["rows"]):
+        raise ValueError(errors[0])
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(_finite(result), indent=1) + "\n")

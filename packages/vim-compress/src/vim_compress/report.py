@@ -32,14 +32,15 @@ def write_report(folder: Path, out: Path) -> None:
     Raises:
         ValueError: The folder is neither, or the file cannot be written.
     """
-    if (folder / "study.json").is_file():
-        body = study_body(json.loads((folder / "study.json").read_text()))
-    elif (folder / "metrics.jsonl").is_file() and (folder / "model" / "config.json").is_file():
-        body = run_body(folder)
-    else:
+    of_study = (folder / "study.json").is_file()
+    if not of_study and not ((folder / "metrics.jsonl").is_file() and (folder / "model" / "config.json").is_file()):
         raise ValueError(
             f"report: {folder} is no run or study; looked for study.json, or metrics.jsonl and model/config.json"
         )
+    try:
+        body = study_body(json.loads((folder / "study.json").read_text())) if of_study else run_body(folder)
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"report: {folder} is not as vim-compress wrote it: {error!r}; run it again") from error
     title = f"vim-compress: {html.escape(folder.resolve().name)}"
     page = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title><style>{STYLE}</style>"
     half = out.with_name(out.name + ".tmp")
@@ -72,6 +73,7 @@ def run_body(folder: Path) -> str:
     widths = {name: float(size) for name, size in model.config.widths.items()}
     if widths:
         parts.append(f"<h2>Sizes that were cut</h2>{bars(widths, '')}")
+    parts.append(f"<h2>Latency on this machine</h2>{bars(latencies(model.config), 'ms')}")
     if model.config.family != "cnn":
         parts.append("<h2>What the class sees</h2><p>Gradient of the largest output by pixel, at the first and at the ")
         parts.append(f"trained weights, on noise: brighter is stronger.</p>{receptive_fields(model)}")
@@ -86,7 +88,8 @@ def study_body(study: dict[str, Any]) -> str:
     """Return the page's inside for a study."""
     from .study import summary
 
-    lines = sorted(summary(study["rows"]), key=lambda line: -line["top1"])
+    timed = [r if r.get("latency_ms") is not None else {**r, "latency_ms": math.nan} for r in study["rows"]]
+    lines = sorted(summary(timed), key=lambda line: -line["top1"])
     head = "<tr><th>method<th>seeds<th>top-1 %<th>spread<th>zeros %<th>parameters<th>M MACs<th>ms</tr>"
     cells = [
         f"<tr><td>{html.escape(r['method'])}<td>{r['seeds']}<td>{r['top1']:.2f}<td>{r['top1_std']:.2f}"
@@ -95,14 +98,14 @@ def study_body(study: dict[str, Any]) -> str:
         for r in lines
     ]
     settings = facts_table({**study["settings"], **{k: v for k, v in study["environment"].items() if v}})
-    latency = bars({r["method"]: r["latency_ms"] for r in lines}, "ms")
+    latency = bars({r["method"]: r["latency_ms"] for r in lines if math.isfinite(r["latency_ms"])}, "ms")
     layers = [r for r in study["rows"] if "per_layer" in r]
     maps = "".join(
         f"<h3>{html.escape(r['method'])}, seed {r['seed']}</h3>"
         + bars({n: 100 * s for n, s in r["per_layer"].items()}, "%", most=100)
         for r in layers[:6]
     )
-    failed = f"<p>Failed: {html.escape(', '.join(study['failed']))}</p>" if study["failed"] else ""
+    failed = f"<p>Failed: {html.escape(', '.join(study['failed']))}</p>" if study.get("failed") else ""
     table = f"<table>{head}{''.join(cells)}</table>{failed}"
     return f"{settings}<h2>Results</h2>{table}<h2>Latency</h2>{latency}<h2>Sparsity by layer</h2>{maps}"
 
@@ -144,6 +147,23 @@ def bars(values: dict[str, float], unit: str, most: float | None = None) -> str:
         for n, v in values.items()
     )
     return f"<table>{''.join(rows)}</table>"
+
+
+def latencies(config: Any) -> dict[str, float]:
+    """Return the times of one picture and of 16, in milliseconds; of a cut network also those of the whole one."""
+    from dataclasses import replace
+
+    from .benchmark import time_network
+    from .models import make_network
+
+    configs = {"this network": config}
+    if config.widths:
+        configs["the same, not cut"] = replace(config, widths={})
+    return {
+        f"{name}, {batch} at a time": time_network(make_network(one), batch=batch, repeats=5).milliseconds
+        for batch in (1, 16)
+        for name, one in configs.items()
+    }
 
 
 def receptive_fields(model: Any) -> str:
