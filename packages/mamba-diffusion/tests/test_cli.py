@@ -157,6 +157,24 @@ def test_multiscale_writes_the_seeds_files(saved, fields, tmp_path, capsys, monk
     assert {f.name for f in out.iterdir()} == set(wanted)
 
 
+@pytest.mark.parametrize("dims", [1, 3])
+def test_lines_and_volumes_have_pictures_too(saved, tmp_path, dims, capsys):
+    """A line is drawn as a strip, a volume by the slice in its middle."""
+    y = np.linspace(0, 6, 16 if dims == 1 else 8)
+    field = np.sin(sum(np.meshgrid(*[y] * dims, indexing="ij")))
+    np.savez(tmp_path / "f.npz", values=field[None, ..., None].astype(np.float32))
+    model = saved(dims=dims, channels=1)
+    asked = ["--data", str(tmp_path / "f.npz"), "--split", "train", "--subject", "sst", "--side", "8", "--share", "0.5"]
+    asked += ["--samples", "2", "--steps", "1", "--device", "cpu", "--count", "1"]
+    assert main(["sample", "--weights", model, *asked, "--out", str(tmp_path / "s")]) == 0
+    assert main(["compare", "--a", model, "--b", model, *asked, "--out", str(tmp_path / "c")]) == 0
+    scales = ["--resolutions", "8", "--samplers", "heun"]
+    assert main(["multiscale", "--weights", model, *scales, *asked, "--out", str(tmp_path / "m")]) == 0
+    capsys.readouterr()
+    assert {f.name for f in (tmp_path / "s").iterdir()} == {"samples.png", "samples.npz"}
+    assert len(list((tmp_path / "c").iterdir())) == len(list((tmp_path / "m").iterdir())) == 4
+
+
 def test_one_sample_has_no_crps(saved, fields, tmp_path, capsys):
     """The seed's scripts draw a single one."""
     one = [*measured(fields), "--samples", "1"]

@@ -272,12 +272,11 @@ def sample_command(options: SampleOptions) -> int:
         shape = parse_grid(options.grid, len(shape))
     samples = sample_on(model, part, device, options, shape)
     np.savez_compressed(files[1], samples=samples, coords=part.coords, sensors=part.sensors, truth=part.values)
-    if len(shape) == 2:
-        sparse = np.full_like(part.flat, np.nan)
-        sparse[part.sensors] = part.flat[part.sensors]
-        first = row([sparse.reshape(part.values.shape), part.values], part.values)
-        rows = [row(list(samples[n : n + 8]), part.values) for n in range(0, len(samples), 8)]
-        write_rows([first, *rows], files[0])
+    sparse = np.full_like(part.flat, np.nan)
+    sparse[part.sensors] = part.flat[part.sensors]
+    first = row([sparse.reshape(part.values.shape), part.values], part.values)
+    rows = [row(list(samples[n : n + 8]), part.values) for n in range(0, len(samples), 8)]
+    write_rows([first, *rows], files[0])
     if options.json:
         print_json({"part": part.name, "shape": list(samples.shape), "files": [str(f) for f in files]})
     else:

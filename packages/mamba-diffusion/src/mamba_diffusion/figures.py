@@ -32,7 +32,7 @@ def bars(panels: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> Non
         axes.set_title(title, fontsize=9)
         lows = [v[1] for v in values.values()]
         highs = [v[2] for v in values.values()]
-        room = max(highs) - min(lows)
+        room = max(highs) - min(lows) or abs(max(highs)) or 1.0  # two equal figures still have a scale
         axes.set_ylim(min(0, *lows) if min(lows) < room else min(lows) - 0.3 * room, max(highs) + 0.1 * room)
     figure.savefig(path, dpi=120)
 

@@ -42,10 +42,17 @@ def enlarge(pixels: NDArray[np.uint8], least: int = LEAST) -> NDArray[np.uint8]:
     return pixels.repeat(times, 0).repeat(times, 1)
 
 
+def as_map(values: NDArray) -> NDArray:
+    """Return what is shown of a field (*space, C): a line as a strip, of a volume the middle slice; (H, W, C)."""
+    if values.ndim == 2:
+        return values[None].repeat(-(-len(values) // 8), 0)
+    return values[len(values) // 2] if values.ndim == 4 else values
+
+
 def row(parts: list[NDArray], truth: NDArray) -> NDArray[np.uint8]:
-    """Put fields (H, W, C) side by side, in the colours of the truth's range."""
+    """Put fields (*space, C) side by side, in the colours of the truth's range."""
     low, high = limits(truth)
-    drawn = [enlarge(colours(part, low, high)) for part in parts]
+    drawn = [enlarge(colours(as_map(part), low, high)) for part in parts]
     gap = np.full((drawn[0].shape[0], GAP, 3), 255, np.uint8)
     return np.concatenate([x for part in drawn for x in (part, gap)][:-1], axis=1)
 

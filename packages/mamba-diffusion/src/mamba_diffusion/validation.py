@@ -61,13 +61,11 @@ def score(model: SparseField, shown: list[Part], device: torch.device) -> float:
 
 
 def draw(model: SparseField, shown: list[Part], device: torch.device, path: Path) -> None:
-    """Save a picture, one row a field: sensors, one sample, mean of four, truth. Only 2-D fields are drawn."""
+    """Save a picture, one row a field: sensors, one sample, mean of four, truth."""
     from .pictures import row, write_rows
 
     rows = []
     for field in shown[:DRAWN]:
-        if field.values.ndim != 3:
-            return
         samples = predict(model, field, device, ASKED)
         sparse = np.full_like(field.flat, np.nan)
         sparse[field.sensors] = field.flat[field.sensors]
