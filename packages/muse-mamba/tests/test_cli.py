@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from muse_mamba import generating
 from muse_mamba.cli import main
 from PIL import Image
 from safetensors.numpy import load_file
@@ -85,6 +87,10 @@ def test_mistakes_answer_before_torch_is_imported(tmp_path):
         (["generate", "a", "--steps", "9999"], "--steps: must be at most 1000, got 9999"),
         (["generate", "a", "--seed", "9" * 20], "--seed: must be at least 0 and finite"),
         (["generate", "a", "--order", "halt"], "--order: must be one of confidence, halton, random, got halt"),
+        (["generate", "a", "b", "--num", "129"], "--num: must make at most 256 pictures at a time, got 2 x 129"),
+        (["report", "a", "--num", "300"], "--num: must make at most 256 pictures"),
+        (["generate", "a", "--enlarge", "99"], "--enlarge: must be at most 32, got 99"),
+        (["evaluate", "--tokenizer_only", "--sizes", "64,100000"], "--sizes: must be from 1 to 4096, got 64,100000"),
         (["generate", "a", "--nope"], "unrecognized arguments: --nope"),
         (["inpaint", "a"], "--image is missing"),
         (["inpaint", "a", "--image", "/none.png"], "--image: must be a picture, /none.png is no file"),
@@ -130,7 +136,6 @@ def test_drawn_pictures_have_their_settings_inside_and_the_seed_decides(capsys, 
 
 
 def test_inpainting_changes_only_what_is_marked(capsys, drawing, tmp_path, weights, byte_encoder):
-    import torch
     from muse_mamba.generating import encode_picture, read_picture, token_mask
     from muse_mamba.pipeline import MuseMambaPipeline
 
@@ -159,9 +164,9 @@ def test_outpainting_and_variation(capsys, drawing, tmp_path):
     assert run(capsys, "outpaint", "a wave", "--image", tmp_path / "in.png", *drawing)[0] == 0
     strong = ("--strength", "0.2", "--seed", "5")
     assert run(capsys, "variation", "a wave", "--image", tmp_path / "in.png", *drawing, *strong)[0] == 0
-    assert "--share: must be between 0 and 1" in refused(
-        capsys, "outpaint", "a", "--image", tmp_path / "in.png", "--share", "1"
-    )
+    for share, said in (("1", "--share: must be between 0 and 1"), ("0.999", "--share: must leave something to draw")):
+        again = (*drawing, "--overwrite", "--share", share)
+        assert said in refused(capsys, "outpaint", "a", "--image", tmp_path / "in.png", *again)
 
 
 def test_encoder_of_another_width_is_refused(capsys, weights, byte_encoder, tmp_path):
@@ -176,7 +181,6 @@ def test_encoder_of_another_width_is_refused(capsys, weights, byte_encoder, tmp_
 
 
 def test_pipeline_is_saved_and_loads(weights, byte_encoder, tmp_path):
-    import torch
     from muse_mamba.pipeline import MuseMambaPipeline
 
     pipeline = MuseMambaPipeline.shipped(*weights, str(byte_encoder))
@@ -229,6 +233,27 @@ def test_a_disk_that_cannot_be_written_to_is_one_line(capsys, drawing, monkeypat
     monkeypatch.setattr(Image.Image, "save", full)
     code, _, err = run(capsys, "generate", "a", *drawing)
     assert (code, err) == (1, "muse-mamba generate: [Errno 28] No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"),
+        RuntimeError("a mistake of ours"),
+    ],
+)
+def test_a_full_memory_is_one_line(capsys, drawing, monkeypatch, trouble):
+    def full(*_, **__):
+        raise trouble
+
+    monkeypatch.setattr(generating, "load", full)
+    if "ours" in str(trouble):
+        with pytest.raises(RuntimeError, match="of ours"):
+            run(capsys, "generate", "a", *drawing)
+    else:
+        assert "out of memory; take fewer pictures at a time" in refused(capsys, "generate", "a", *drawing)
 
 
 def test_info(capsys):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 MOST_STEPS = 1_000  # about as many as there are tokens
 LARGEST = 2**63
+MOST_ENLARGED = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,8 @@ class DrawingOptions(SamplingOptions):
         """Refuse numbers without a meaning."""
         super().__post_init__()
         at_least_one(self, "enlarge")
+        if self.enlarge > MOST_ENLARGED:
+            raise ValueError(f"--enlarge: must be at most {MOST_ENLARGED}, got {self.enlarge}; the default is 4")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -91,8 +92,12 @@ def _guarded(verb: str, command: Callable[[list[str]], int], arguments: list[str
         return command(arguments)
     except SystemExit as stop:  # --help
         return stop.code if isinstance(stop.code, int) else 0
-    except (ValueError, MemoryError) as error:
-        message, code = str(error) or "out of memory; use a smaller --num or --batch", 2
+    except ValueError as error:
+        message, code = str(error), 2
+    except (MemoryError, RuntimeError) as error:  # PyTorch has types of its own for a full memory, and none on a CPU
+        if not isinstance(error, MemoryError) and not re.search("out of memory|allocate memory", str(error)):
+            raise
+        message, code = "out of memory; take fewer pictures at a time, or smaller ones", 2
     except OSError as trouble:  # a full disk, a folder that may not be written to
         message, code = str(trouble), 1
     except KeyboardInterrupt:

@@ -32,6 +32,7 @@ from .weights import find_judge, find_model, find_tokenizer
 
 BATCH = 32  # pictures decoded at a time
 SHOWN, SHEET_ROWS, MOST_DRAWN = 8, 16, 4  # pictures and captions on sheets
+LARGEST = 4096  # pixels on a side: larger pictures fill the memory
 WIDEST = 2048  # pixels of a sheet of reconstructions, if it is not of two pictures only
 
 
@@ -97,8 +98,8 @@ def _sizes(text: str) -> list[int]:
         sizes = [int(part) for part in text.split(",")]
     except ValueError as error:
         raise ValueError(f"--sizes: must be pixels separated by commas, got {text}") from error
-    if min(sizes) < 1:
-        raise ValueError(f"--sizes: must be at least 1, got {text}")
+    if not 1 <= min(sizes) <= max(sizes) <= LARGEST:
+        raise ValueError(f"--sizes: must be from 1 to {LARGEST}, got {text}; change it")
     return sizes
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .pipeline import MuseMambaPipeline
 
 LONGEST = 1_000  # characters of a sentence
+MOST_PICTURES = 256  # of one command: all are drawn at once
 
 
 def generate_command(prompts: list[str], options: GenerateOptions) -> int:
@@ -134,6 +135,18 @@ def check_prompts(prompts: list[str]) -> None:
             raise ValueError("a prompt has bytes that are no text; write it in UTF-8")
 
 
+def check_count(prompts: list[str], num: int) -> None:
+    """Refuse more pictures than fit into memory together.
+
+    Raises:
+        ValueError: There are more.
+    """
+    if len(prompts) * num > MOST_PICTURES:
+        found = f"{len(prompts)} x {num}"
+        remedy = "lower --num and give the command again with another --seed"
+        raise ValueError(f"--num: must make at most {MOST_PICTURES} pictures at a time, got {found}; {remedy}")
+
+
 def check_weights(options: SamplingOptions) -> None:
     """Refuse to go on without weights, before anything heavy is imported.
 
@@ -210,8 +223,9 @@ def plan_files(options: DrawingOptions, prompts: list[str], num: int) -> list[Pa
     """Return the files of the pictures, one each, and see that none is overwritten.
 
     Raises:
-        ValueError: One exists, or the folder is a file.
+        ValueError: One exists, the folder is a file, or there are too many.
     """
+    check_count(prompts, num)
     names = [re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "picture" for prompt in prompts]
     files = [options.out / f"{name}-{options.seed}-{i}.png" for name in names for i in range(num)]
     if len(set(files)) < len(files):
@@ -278,7 +292,7 @@ def write(
         found = {"files": [str(f) for f in files], "grid": str(grid) if grid else None, "seconds": round(seconds, 2)}
         print(json.dumps(settings | {"prompts": prompts} | found, indent=2))
         return 0
-    print(f"{len(files)} pictures in {seconds:.1f} s")
+    print(f"{len(files)} picture{'s' if len(files) > 1 else ''} in {seconds:.1f} s")
     for file in files if grid is None else [*files, grid]:
         print(f"  {file}")
     return 0
@@ -329,17 +343,24 @@ def token_mask(pipeline: MuseMambaPipeline, marked: np.ndarray) -> Tensor:
     rows = side // factor
     touched = pixels.reshape(rows, factor, rows, factor).any((1, 3)).flatten()
     if not touched.any():
-        raise ValueError("the mask marks nothing; paint what shall be drawn anew white")
+        remedy = "paint what shall be drawn anew white"
+        raise ValueError(f"the mask marks nothing in the picture's middle square, which is what is drawn; {remedy}")
     return torch.from_numpy(touched)[None].to(pipeline.device)
 
 
 def shrink(picture: np.ndarray, side: int, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return a picture made smaller on white ground, and which pixels of the result are new, (side, side) bool."""
+    """Return a picture made smaller on white ground, and which pixels of the result are new, (side, side) bool.
+
+    Raises:
+        ValueError: None is.
+    """
     from PIL import Image as Images
 
     from .data import square
 
     inner = max(1, round(side * share))
+    if inner == side:
+        raise ValueError(f"--share: must leave something to draw of {side} pixels, got {share}; take a smaller one")
     first = (side - inner) // 2
     small = Images.fromarray(square(picture, side)).resize((inner, inner), Images.Resampling.LANCZOS)
     ground = np.full((side, side, 3), 255, np.uint8)

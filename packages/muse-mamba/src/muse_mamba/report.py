@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import json
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arguments import ReportOptions
-from .generating import arguments_of, check_prompts, check_weights, load
+from .generating import arguments_of, check_count, check_prompts, check_weights, load
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +43,7 @@ th, td { padding: .1rem .8rem .1rem 0; text-align: left; font-weight: normal } t
 def report_command(prompts: list[str], options: ReportOptions) -> int:
     """Run `muse-mamba report`."""
     check_prompts(prompts)
+    check_count(prompts, options.num)
     if options.html.exists() and not options.overwrite:
         raise ValueError(f"--html: {options.html} exists; add --overwrite, or choose another file")
     if not options.html.absolute().parent.is_dir():
@@ -85,10 +87,7 @@ def make_page(pipeline: MuseMambaPipeline, prompts: list[str], options: ReportOp
             parts.append(f'<div class="film">{strip}</div>')
     title = prompts[0] if len(prompts) == 1 else f"{len(prompts)} sentences"
     filled = {"TITLE": html.escape(title), "BODY": "".join(parts), "TABLE": settings_table(pipeline, options)}
-    page = PAGE
-    for name, value in filled.items():
-        page = page.replace(f"@{name}@", value)
-    return page
+    return re.sub("@(TITLE|BODY|TABLE)@", lambda found: filled[found[1]], PAGE)
 
 
 def to_pixels(pipeline: MuseMambaPipeline, tokens: Tensor) -> NDArray[np.uint8]:
