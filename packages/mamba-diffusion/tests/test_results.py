@@ -36,6 +36,13 @@ def test_shares_of_parameters_are_right():
     assert f"{1 - found['v2'] / found['v1']:.1%}".replace("%", " %") in text
 
 
+def test_operations_in_the_claims_are_those_of_the_file():
+    found = {row["preset"]: row["macs"] for row in json.loads((PACKAGE / "docs/results/info.json").read_text())}
+    legacy, real = (f"{1 - found[b] / found[a]:.0%}" for a, b in (("v1-legacy", "v2-legacy"), ("v1", "v2")))
+    said = f"{legacy} fewer multiply-adds with the origin's blocks, {real} fewer with real Mamba"
+    assert said.replace("%", " %") in (PACKAGE / "docs/study.md").read_text()
+
+
 def test_lengths_in_the_page_are_the_defaults():
     config, text = preset("ours"), (PACKAGE / "docs/models.md").read_text()
     assert f"its {config.neighbours} nearest sensors" in text
