@@ -267,6 +267,12 @@ def test_row_that_fails_is_tried_step_by_step_and_stops_what_waits_for_it(tmp_pa
     assert not [name for name, _ in started if name == "never-10"]
 
 
+def test_study_without_held_out_pictures_is_refused_before_it_trains(data, capsys, tmp_path):
+    assert main(["study", "--out", str(tmp_path / "s"), "--data", str(data / "train"), "--recipe", "tiny"]) == 2
+    assert "put some into" in capsys.readouterr().err
+    assert not (tmp_path / "s" / "logs").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cnn", "imp", "snip-80", "mambavision-s4d", "vim-s5", "mambavision-neighbourhood"])
 def test_other_rows(study, name):

@@ -22,10 +22,12 @@ from .ahead import make_ahead
 from .checkpoint import replace_text
 from .rows import PICTURES, Job, base_config, find_job, jobs
 from .schedule import row_file, run_rows
-from .sources import is_stream
+from .sources import is_stream, open_pictures
 
 if TYPE_CHECKING:
     import torch
+
+    from .recipes import TrainConfig
 
 TIMED_BATCH = {"cuda": 256, "cpu": 16}
 
@@ -53,17 +55,29 @@ def run_study(
         What study.json holds: {"rows": [...], "failed": [...], "settings", "environment"}.
 
     Raises:
-        ValueError: A row is unknown, or the folder is of another study.
+        ValueError: A row is unknown, the folder is of another study, or no picture is held out to score on.
     """
     chosen = [find_job(name) for name in names] if names else jobs()
     chosen = with_needs(chosen)
     keep_settings(folder, settings)
     waiting = [(job, seed) for seed in seeds for job in chosen]
     waiting = [(job, seed) for job, seed in waiting if not row_file(folder, job.name, seed).is_file()]
+    if waiting:
+        check_data(base_config(settings, seeds[0]))
     make_pictures(folder, settings, {seed for _, seed in waiting})
     failed = run_rows(folder, waiting, parallel, minutes)
     shutil.rmtree(folder / PICTURES, ignore_errors=True)
     return collect(folder, settings, failed)
+
+
+def check_data(base: TrainConfig) -> None:
+    """Refuse pictures that cannot be scored on, before anything is trained."""
+    if base.data is not None and is_stream(base.data):
+        raise ValueError(f"study: data must be a folder or a packed file, got {base.data}; streams hold nothing out")
+    if open_pictures(base.data, max(base.model.image), verbose=False)[1] is None:
+        raise ValueError(
+            f"study: data must hold pictures out to score on, got {base.data}; put some into {base.data}/val/CLASS"
+        )
 
 
 def make_pictures(folder: Path, settings: dict[str, Any], seeds: set[int]) -> None:

@@ -73,8 +73,9 @@ def _held(at: Context, config: ModelConfig) -> Any:
 
     key = (str(at.base.data), config.image)
     if key not in _HELD:
-        train_part, held = open_pictures(at.base.data, max(config.image), verbose=False)
-        _HELD[key] = Held(train_part if held is None else held, config)
+        _, held = open_pictures(at.base.data, max(config.image), verbose=False)
+        assert held is not None  # a study refuses others
+        _HELD[key] = Held(held, config)
     return _HELD[key]
 
 
