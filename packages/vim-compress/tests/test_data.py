@@ -234,10 +234,29 @@ def test_folders_with_and_without_splits(tmp_path):
     folder_of(tmp_path / "split" / "val", count=1)
     train, held = open_pictures(str(tmp_path / "split"), 8)
     assert (len(train), len(held), held.classes) == (4, 2, train.classes)
+    assert train.domain == "pictures of split"
     folder_of(tmp_path / "odd" / "train")
     folder_of(tmp_path / "odd" / "val", classes=("a", "z"))
     with pytest.raises(ValueError, match="classes that training does not: z"):
         open_pictures(str(tmp_path / "odd"), 8)
+
+
+def test_tiny_imagenet_is_read_as_it_is_published(tmp_path):
+    """Training pictures lie in CLASS/images; those held out all in one folder beside a table of their classes."""
+    for name in ("n02", "n01"):
+        folder_of(tmp_path / "train" / name, classes=("images",))
+    folder_of(tmp_path / "val", classes=("images",), count=3)
+    table = tmp_path / "val" / "val_annotations.txt"
+    table.write_text("2.png\tn01\t0\t0\t9\t9\n0.png\tn02\t0\t0\t9\t9\n")
+    train, held = open_pictures(str(tmp_path), 8)
+    assert (train.classes, len(train)) == (("n01", "n02"), 4)
+    assert [(image[0, 0, 0], label) for image, label in zip(held.images, held.labels, strict=True)] == [
+        (100, 0),
+        (0, 1),
+    ]
+    table.write_text("2.png\tn03\n")
+    with pytest.raises(ValueError, match="line 1: class 'n03'"):
+        open_pictures(str(tmp_path), 8)
 
 
 def test_files_are_read_late_where_there_are_many(tmp_path, monkeypatch, capsys):

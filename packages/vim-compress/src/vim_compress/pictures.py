@@ -18,6 +18,7 @@ from PIL import Image
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 IN_MEMORY = 20_000  # files; more are read when they are needed
+ANNOTATIONS = "val_annotations.txt"  # Tiny-ImageNet's
 WHITE = (255, 255, 255)
 
 
@@ -94,7 +95,7 @@ def list_folder(folder: Path, classes: Sequence[str] | None = None) -> tuple[lis
     """List the pictures of a folder of classes.
 
     Args:
-        folder: Holds one folder for each class.
+        folder: Holds one folder for each class, or pictures and a table as Tiny-ImageNet's val/ does.
         classes: The classes that are expected; None takes what is there.
 
     Returns:
@@ -106,6 +107,8 @@ def list_folder(folder: Path, classes: Sequence[str] | None = None) -> tuple[lis
     if not folder.is_dir():
         raise ValueError(f"data: {folder} is not a folder; give a folder of classes, a packed file, or a data set")
     wanted = ", ".join(sorted(IMAGE_SUFFIXES))
+    if classes is not None and (folder / ANNOTATIONS).is_file():
+        return *_annotated(folder, classes), tuple(classes)
     found = class_folders(folder)
     if not found:
         raise ValueError(f"data: {folder} holds no folder for each class; looked for {wanted} in such folders")
@@ -122,6 +125,20 @@ def list_folder(folder: Path, classes: Sequence[str] | None = None) -> tuple[lis
     if not files:
         raise ValueError(f"data: {folder} holds no image; looked for {wanted} in the folders of its classes")
     return files, labels, names if classes is None else tuple(classes)
+
+
+def _annotated(folder: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]]:
+    """List the pictures in folder/images by a table whose lines begin with file name, tab, class."""
+    table = folder / ANNOTATIONS
+    files, labels = [], []
+    for number, line in enumerate(table.read_text(encoding="utf-8").splitlines(), 1):
+        name, _, rest = line.partition("\t")
+        label = rest.partition("\t")[0]
+        if label not in classes:
+            raise ValueError(f"data: {table}, line {number}: class {label!r} is none of training's; mend or remove it")
+        files.append(folder / "images" / name)
+        labels.append(classes.index(label))
+    return files, labels
 
 
 def load_folder(folder: Path, side: int, *, classes: Sequence[str] | None = None, verbose: bool = True) -> Pictures:

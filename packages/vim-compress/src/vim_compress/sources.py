@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import importlib.util
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,7 @@ def open_folder(folder: Path, side: int, *, verbose: bool = True) -> tuple[Pictu
         raise ValueError(f"data: {folder} holds packed files, {names}; name one of them, as in {packed[0]}")
     if (folder / "train").is_dir():
         train = load_folder(folder / "train", side, verbose=verbose)
+        train = replace(train, domain=f"pictures of {folder.name}")
         parts = [folder / name for name in HELD_OUT if (folder / name).is_dir()]
         held = load_folder(parts[0], side, classes=train.classes, verbose=verbose) if parts else None
         return train, held
