@@ -16,7 +16,7 @@ from vim_compress.packed import read_packed, write_packed
 from vim_compress.pictures import Pictures, flatten, load_folder
 from vim_compress.preprocess import prepare, to_float
 from vim_compress.recipes import RECIPES, recipe, tiny
-from vim_compress.sources import HELD_SHARE, fashion_mnist, label_emoji, open_pictures, read_emoji, share
+from vim_compress.sources import HELD_SHARE, fashion_mnist, label_emoji, open_pictures, read_emoji, read_part, share
 
 
 def config(**changes):
@@ -295,6 +295,33 @@ def test_classes_must_be_those_of_the_model():
     with pytest.raises(ValueError, match="are not those of the model"):
         named(replace(model, labels=("x", "y", "z")), ("a", "b", "c"), "")
     assert named(replace(model, classes=0), ("a", "b"), "pets").labels == ("a", "b")
+
+
+def test_parquet_is_read_into_memory_to_be_scored(tmp_path):
+    """As CIFAR-100 is published: two columns of classes of which the finer counts, and a test split."""
+    import io
+
+    import datasets
+
+    def rows(count, label):
+        png = io.BytesIO()
+        Image.fromarray(np.full((40, 50, 3), 7, np.uint8)).save(png, "PNG")
+        features = {"img": datasets.Image(), "fine_label": datasets.ClassLabel(names=["a", "b", "c"])}
+        features["coarse_label"] = datasets.ClassLabel(names=["x", "y"])
+        columns = {"img": [{"bytes": png.getvalue(), "path": None}] * count, "fine_label": [label] * count}
+        columns["coarse_label"] = [0] * count
+        return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+    shards = str(tmp_path)
+    rows(4, 2).to_parquet(str(tmp_path / "train-00000-of-00001.parquet"))
+    assert read_part(shards, 8, "held") is None
+    rows(3, 1).to_parquet(str(tmp_path / "test-00000-of-00001.parquet"))
+    held, train = read_part(shards, 8, "held"), read_part(shards, 8, "train", most=2)
+    assert (held.classes, held.labels.tolist(), train.labels.tolist()) == (("a", "b", "c"), [1, 1, 1], [2, 2])
+    assert held.images[0].shape == (16, 20, 3)
+    rows(3, -1).to_parquet(str(tmp_path / "test-00000-of-00001.parquet"))
+    with pytest.raises(ValueError, match="rows without a class"):
+        read_part(shards, 8, "held")
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ def evaluate_command(options: EvaluateOptions) -> int:
     from .benchmark import pick_device
     from .data import named
     from .masks import apply_masks, load_masks, sparsity_of
-    from .sources import open_pictures
+    from .sources import read_part
     from .validation import Held, accuracy, outputs
     from .weights import load_model
 
@@ -77,8 +77,9 @@ def evaluate_command(options: EvaluateOptions) -> int:
         masks = load_masks(options.masks)
         apply_masks(model, masks)
         result["sparsity"] = sparsity_of(masks)
-    train, held = open_pictures(options.data, max(model.config.image))
-    pictures = train if held is None else held
+    side = max(model.config.image)
+    pictures = read_part(options.data, side, "held") or read_part(options.data, side, "train")
+    assert pictures is not None  # "train" is always there
     named(model.config, pictures.classes, pictures.domain)
     network: Callable[[Tensor], Tensor] = model
     if options.quantize != "none":

@@ -30,7 +30,7 @@ class Target:
         """Return a cost in the quantity's unit."""
         if self.quantity == "latency":
             return f"{cost:.3g} ms"
-        return f"{cost / 1e6:.3g} M {self.quantity}" if cost >= 1e4 else f"{cost:.3g} {self.quantity}"
+        return f"{cost / 1e6:.3g} M {self.quantity}" if cost >= 1e4 else f"{cost:,g} {self.quantity}"
 
 
 def parse_target(text: str) -> Target:

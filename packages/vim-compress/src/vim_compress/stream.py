@@ -22,7 +22,7 @@ from torch.utils.data import IterableDataset
 
 from .augment import Augment, kept_generators
 from .data import PLACE, Steps, assemble, named
-from .pictures import Pictures, flatten
+from .pictures import Pictures, flatten, reduced
 from .recipes import TrainConfig
 
 SHUFFLE_BUFFER = 1_000  # rows
@@ -95,17 +95,7 @@ class Stream(IterableDataset[dict[str, Tensor]]):
             ValueError: There is one, and it cannot be read.
         """
         split = held_split(str(self.cfg.data))
-        if split is None:
-            return None
-        image, label, classes, rows = open_rows(str(self.cfg.data), split)
-        images, labels = [], []
-        for row in islice(rows, MOST_HELD):
-            picture = _picture(row[image])
-            if picture is not None:
-                images.append(np.asarray(picture))
-                labels.append(int(row[label]))
-        names = [f"{split} {i}" for i in range(len(images))]
-        return Pictures(images, np.array(labels, np.int64), names, classes, self.model.domain) if images else None
+        return None if split is None else read_rows(str(self.cfg.data), split, most=MOST_HELD)
 
     def _values(self) -> Iterator[dict[str, Any]]:
         """Yield undecoded rows without end."""
@@ -142,6 +132,38 @@ def _picture(value: dict[str, Any]) -> Image.Image | None:
             return flatten(file)
     except (OSError, SyntaxError, TypeError):  # Pillow reports some broken PNG files by SyntaxError
         return None
+
+
+def read_rows(data: str, split: str, *, side: int | None = None, most: int | None = None) -> Pictures:
+    """Read a split into memory; rows that are no picture are left out.
+
+    Args:
+        data: As for `open_rows`.
+        split: Its name.
+        side: Pictures are reduced until their shorter side is twice this, in pixels; None leaves them as they are.
+        most: Read only so many rows, of "train" shuffled ones; None reads all.
+
+    Raises:
+        ValueError: As `open_rows`; or no row is a picture, or one has no class.
+    """
+    image, label, classes, rows = open_rows(data, split)
+    if most is not None and split == "train":
+        rows = rows.shuffle(seed=0, buffer_size=SHUFFLE_BUFFER)
+    images, labels = [], []
+    for row in islice(rows, most):
+        picture = _picture(row[image])
+        if picture is None:
+            continue
+        if not 0 <= int(row[label]) < len(classes):
+            raise ValueError(
+                f"data: {split} of {data} has rows without a class ({row[label]}); give a set with classes"
+            )
+        images.append(np.asarray(picture if side is None else reduced(picture, 2 * side)))
+        labels.append(int(row[label]))
+    if not images:
+        raise ValueError(f"data: {split} of {data} holds no picture that can be read; give another set")
+    names = [f"{split} {i}" for i in range(len(images))]
+    return Pictures(images, np.array(labels, np.int64), names, classes, f"pictures of {data}")
 
 
 def open_rows(data: str, split: str) -> tuple[str, str, tuple[str, ...], Any]:

@@ -71,13 +71,16 @@ def run_study(
 
 
 def check_data(base: TrainConfig) -> None:
-    """Refuse pictures that cannot be scored on, before anything is trained."""
+    """Refuse pictures of which none are held out to score on, before anything is trained."""
     if base.data is not None and is_stream(base.data):
-        raise ValueError(f"study: data must be a folder or a packed file, got {base.data}; streams hold nothing out")
-    if open_pictures(base.data, max(base.model.image), verbose=False)[1] is None:
-        raise ValueError(
-            f"study: data must hold pictures out to score on, got {base.data}; put some into {base.data}/val/CLASS"
-        )
+        from .stream import held_split
+
+        missing, remedy = held_split(base.data) is None, "add shards whose names begin with validation or test"
+    else:
+        missing = open_pictures(base.data, max(base.model.image), verbose=False)[1] is None
+        remedy = f"put some into {base.data}/val/CLASS"
+    if missing:
+        raise ValueError(f"study: data must hold pictures out to score on, got {base.data}; {remedy}")
 
 
 def make_pictures(folder: Path, settings: dict[str, Any], seeds: set[int]) -> None:

@@ -68,12 +68,12 @@ _HELD: dict[tuple[str, tuple[int, int]], Any] = {}
 
 
 def _held(at: Context, config: ModelConfig) -> Any:
-    from .sources import open_pictures
+    from .sources import read_part
     from .validation import Held
 
     key = (str(at.base.data), config.image)
     if key not in _HELD:
-        _, held = open_pictures(at.base.data, max(config.image), verbose=False)
+        held = read_part(at.base.data, max(config.image), "held")
         assert held is not None  # a study refuses others
         _HELD[key] = Held(held, config)
     return _HELD[key]
