@@ -133,7 +133,7 @@ def _everything(folder: Path, link: str) -> str:
         parts += [as_markdown(comparisons), summary(comparisons)] if comparisons else []
         parts += _picture(folder, link, PLOT, "Speed-ups and roofline")
         for op in dict.fromkeys(row.op for row in rows):
-            table = as_table([row for row in rows if row.op == op])
+            table = as_table([row for row in rows if row.op == op], name_op=False)
             parts.append(f"### {op} ({LEGEND[op]})\n\n```\n{table}\n```")
     if (folder / SWEEP).exists():
         rows, environment = read_report(folder / SWEEP)

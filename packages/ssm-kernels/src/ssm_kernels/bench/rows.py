@@ -35,7 +35,7 @@ class Row:
 def write_report(path: Path, rows: Sequence[Row], environment: Environment) -> None:
     """Write `{"rows": [...], "environment": {...}}`, a row a line, whole or not at all; a missing folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(json.dumps(asdict(row)) for row in rows)
+    lines = ",\n".join(json.dumps(asdict(row), separators=(",", ":")) for row in rows)
     fresh = path.with_name(path.name + ".new")
     fresh.write_text(f'{{"rows": [\n{lines}\n], "environment": {json.dumps(dict(environment))}}}\n')
     os.replace(fresh, path)
@@ -79,8 +79,8 @@ HEAD: tuple[str, ...] = (
 )
 
 
-def as_table(rows: Sequence[Row]) -> str:
-    """Lay the rows out in columns.
+def as_table(rows: Sequence[Row], *, name_op: bool = True) -> str:
+    """Lay the rows out in columns, without the first one if all are of one operator that is named elsewhere.
 
     Times are in milliseconds, memory in MiB; "of floor" is the lower bound over the time of the forward pass, GB/s
     the bytes that it must move over that time.
@@ -106,4 +106,4 @@ def as_table(rows: Sequence[Row]) -> str:
                 spell(row.error_ratio, ".1e"),
             )
         )
-    return align(lines)
+    return align(lines if name_op else [line[1:] for line in lines])
