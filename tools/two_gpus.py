@@ -59,15 +59,17 @@ class Session:
 
 
 def trainers(tokenizer: Path) -> dict[str, Trainer]:
-    """Return the four trainers by package."""
+    """Return the four trainers by package; vim-compress' also with pictures that are changed on the GPU."""
     kept = Path(tempfile.mkdtemp(prefix="tokens-"))
     tokens = ("--tokenizer", str(tokenizer), "--token_cache", str(kept), "--variants", "4", "--validation", "none")
     few_shapes = ("--queries", "[1024]", "--sensors", "[0.2,0.2]")  # each is recorded for itself
+    on_the_gpu = ("--resident", "true", "--crop", "padded", "--randaug", "")  # no loader processes, which take 32 cores
     return {
         "hybrid-sr": Trainer("hybrid_sr.train", "ship", 32, "sr", ("--validation", "none")),
         "muse-mamba": Trainer("muse_mamba.train", "ship", 128, "muse", tokens),
         "mamba-diffusion": Trainer("mamba_diffusion.train", "ship-rgb", 64, "diff", few_shapes),
         "vim-compress": Trainer("vim_compress.train", "emoji", 512, "vim/emoji.npz"),
+        "vim-compress-resident": Trainer("vim_compress.train", "emoji", 512, "vim/emoji.npz", on_the_gpu),
     }
 
 
@@ -77,7 +79,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with sr/, muse/, diff/ and vim/emoji.npz")
     parser.add_argument("--tokenizer", type=Path, required=True, help="model/ of a tokenizer run, for muse-mamba")
     parser.add_argument("--out", type=Path, required=True, help="JSON, written after every part")
-    parser.add_argument("--only", default="", help="packages, separated by commas; all four if not given")
+    parser.add_argument("--only", default="", help="names, separated by commas; all if not given")
     parser.add_argument("--gpus", type=int, default=8, help="an even number; 8 if not given")
     parser.add_argument("--first", type=int, default=0, help="number of the first GPU")
     parser.add_argument("--graph", action="store_true", help="with recorded steps")
