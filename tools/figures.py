@@ -109,9 +109,13 @@ def classifiers(root: Path) -> str:
     results = root / "packages/vim-compress/docs/results"
     emoji = read(results / "emoji/evaluation.json")
     rows = [("colour emoji, held out", f"{emoji['top1']:.1f} % of {emoji['pictures']} pictures right", "")]
-    for vim, other in pairs(read(results / "vim-t.json")["rows"], "vim_tiny_patch16_224", "deit_tiny_patch16_224"):
-        what = f"Vim-T beside DeiT-T, {vim['image'][0]} pixels, batch {vim['batch']}"
-        rows.append((what, *beside(vim["images_per_s"], other["images_per_s"])))
+    for file, model, name in (
+        ("vim-t.json", "vim_tiny_patch16_224", "Vim-T"),
+        ("vim-t-mamba2.json", "vim_tiny_patch16_224 mamba2", "Vim-T with Mamba-2 blocks"),
+    ):
+        for vim, other in pairs(read(results / file)["rows"], model, "deit_tiny_patch16_224"):
+            what = f"{name} beside DeiT-T, {vim['image'][0]} pixels, batch {vim['batch']}"
+            rows.append((what, *beside(vim["images_per_s"], other["images_per_s"])))
     cuts = read(results / "vim-s-cut.json")["rows"]
     for cut, whole in pairs(cuts, "vim_small_patch16_224 cut to 0.5", "vim_small_patch16_224"):
         what = f"Vim-S cut to half beside whole, batch {cut['batch']}, {cut['mode']}"
