@@ -97,31 +97,27 @@ def test_times_against_length_are_the_json():
 
 
 def test_growing_sizes_are_the_json():
-    """The three tables of docs/tokenizer.md."""
+    """The two tables of docs/tokenizer.md, what it says of them, and the command."""
     page, found = (DOCS / "tokenizer.md").read_text(), json.loads((DOCS / "results/tokenizer/stages.json").read_text())
-    plan = [[r["size"], r["micro_batch"], r["accumulation"]] for r in found["seed"]["pace"]]
-    assert plan == [stage[:3] for stage in found["run"]["config"]["stages"]] == [[*s[:3]] for s in seed().stages]
-    for r in found["seed"]["pace"]:
-        batch = f"{r['micro_batch']} x {r['accumulation']}"
-        assert f"| {r['size']} | {batch} | {r['steps_per_s']:.1f} | {r['peak_bytes'] / 2**30:.1f} |" in page
-    for r in found["run"]["validation"]:
-        assert f"| {r['size']} | {r['step']} | {r['psnr']:.1f} | {r['usage']:.0%} | {r['perplexity']:.0f} |" in page
-    for r in found["measured"]["3"]:
-        use = f"{r['code_usage']:.0%} | {r['code_perplexity']:.0f}"
-        assert f"| {r['size']} | {r['psnr']:.1f} | {r['ssim']:.2f} | {use} | {r['FD-EffNetLite0']:.0f} |" in page
-
-
-def test_first_size_at_full_width_is_the_json():
-    page = " ".join((DOCS / "tokenizer.md").read_text().split())
-    found = json.loads((DOCS / "results/tokenizer/seed-64.json").read_text())
-    pace, seen, (small, large) = found["steps_per_s"], found["validation"][-1], found["measured"]["raw"]
-    assert f"{pace['least']:.0f} to {pace['most']:.0f} steps a second (half of them below {pace['median']:.1f})" in page
-    assert (
-        f"after {seen['step']} steps at {seen['size']} px. There the averaged weights have {seen['psnr']:.1f} dB"
-        in page
-    )
-    assert f"({seen['usage']:.0%} of the codes, perplexity {seen['perplexity']:.0f})" in page
-    for row, said in ((small, "SSIM {:.2f}, FD-EffNetLite0 {:.0f}"), (large, "({:.2f}, {:.0f})")):
-        assert said.format(row["ssim"], row["FD-EffNetLite0"]) in page
-        assert f"{row['psnr']:.1f}" in page
-    assert small["n"] == large["n"] == 36
+    pace, seen, measured = found["pace"], found["validation"], found["measured"]
+    stages = [[r["size"], r["micro_batch"], r["accumulation"], r["steps"]] for r in pace]
+    assert [stage[:3] for stage in stages] == [[*s[:3]] for s in seed().stages]
+    assert found["config"]["stages"] == stages
+    assert f'--stages "{json.dumps(stages).replace(" ", "")}" --steps {seen[-1]["step"]}' in page
+    assert f"{seen[-1]['step']} steps in all" in page
+    for r, v in zip(pace, seen, strict=True):
+        rate = f"{r['micro_batch']} x {r['accumulation']} | {r['steps']} | {r['steps_per_s']:.1f}"
+        codes = f"{v['psnr']:.1f} | {v['usage']:.0%} | {v['perplexity']:.0f}"
+        assert f"| {r['size']} | {rate} | {r['peak_bytes'] / 2**30:.1f} | {codes} |" in page
+    for rows in zip(*(measured[str(stage)] for stage in range(4)), strict=True):
+        cells = [
+            f"{r['psnr']:.1f}, {r['ssim']:.2f}, {r['FD-EffNetLite0']:.0f}, {r['code_usage']:.0%}"
+            for r in rows
+            if r["n"] == 16
+        ]
+        assert f"| {rows[0]['size']} px | {' | '.join(cells)} |" in page
+    page = " ".join(page.split())
+    first, second, last, raw = ([r["psnr"] for r in measured[name]] for name in ("0", "1", "3", "raw"))
+    assert f"have {first[4]:.1f} dB; after all four {last[4]:.1f}" in page
+    assert f"{second[0]:.1f} dB at 64 px after 128 px, {last[0]:.1f} at the end" in page
+    assert f"at 256 px {last[2]:.1f} dB, the raw ones {raw[1]:.1f}; at 64 px {last[0]:.1f} and {raw[0]:.1f}" in page
