@@ -135,6 +135,9 @@ def test_reconstructions_are_measured_above_the_training_size(capsys, packed, we
     assert all(row["psnr"] > 0 and -1 <= row["ssim"] <= 1 and 0 < row["code_usage"] <= 1 for row in rows)
     with Image.open(tmp_path / "r-64.png") as picture:
         assert picture.size == (128, 128)
+    again = refused(capsys, *argv, "--sizes", "16,64", "--no-features", "--sheet", sheet)
+    assert f"--sheet: {tmp_path / 'r-16.png'} exists; add --overwrite" in again
+    assert "must be a file ending in .png" in refused(capsys, *argv, "--sheet", tmp_path / "r.txt")
     kept = tmp_path / "rows.json"
     said = refused(capsys, *argv, "--sizes", "16,18", "--no-features", "--out", kept)
     assert "multiples of 4" in said

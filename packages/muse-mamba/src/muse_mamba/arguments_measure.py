@@ -11,13 +11,26 @@ from .arguments import at_least_one, not_negative
 
 
 def refuse_files(options: BenchmarkOptions | EvaluateOptions, *names: str) -> None:
-    """Refuse files that exist, without --overwrite, and those in folders that do not."""
+    """Refuse files that exist, without --overwrite, those in folders that do not, and pictures that are no PNG."""
     for name in names:
         file: Path | None = getattr(options, name)
-        if file is not None and file.exists() and not options.overwrite:
-            raise ValueError(f"--{name}: {file} exists; add --overwrite, or choose another file")
-        if file is not None and not file.absolute().parent.is_dir():
+        if file is None:
+            continue
+        refuse_existing(name, file, options.overwrite)
+        if not file.absolute().parent.is_dir():
             raise ValueError(f"--{name}: {file.parent} is no folder; make it, or choose another file")
+        if name in ("plot", "sheet") and file.suffix != ".png":
+            raise ValueError(f"--{name}: must be a file ending in .png, got {file}; rename it")
+
+
+def refuse_existing(name: str, file: Path, overwrite: bool) -> None:
+    """Refuse a file that exists.
+
+    Raises:
+        ValueError: It does, and must not be replaced.
+    """
+    if file.exists() and not overwrite:
+        raise ValueError(f"--{name}: {file} exists; add --overwrite, or choose another file")
 
 
 @dataclass(frozen=True, kw_only=True)

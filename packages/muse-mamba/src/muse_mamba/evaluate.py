@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .arguments_measure import EvaluateOptions
+from .arguments_measure import EvaluateOptions, refuse_existing
 from .data import as_tensor, is_streamed
 from .decoding import DecodeOptions, decode
 from .devices import pick_device
@@ -38,6 +38,10 @@ WIDEST = 2048  # pixels of a sheet of reconstructions, if it is not of two pictu
 
 def evaluate_command(options: EvaluateOptions) -> int:
     """Run `muse-mamba evaluate`."""
+    sizes = _sizes(options.sizes)
+    if options.sheet is not None and options.tokenizer_only:
+        for size in sizes:
+            refuse_existing("sheet", _sheet(options.sheet, size, sizes), options.overwrite)
     tokenizer_folder = find_tokenizer(options.tokenizer)
     model_folder = None if options.tokenizer_only else find_model(options.model)
     judge_folder = None if options.tokenizer_only or not options.prompts else find_judge(options.judge)
@@ -45,7 +49,7 @@ def evaluate_command(options: EvaluateOptions) -> int:
     pictures, training, cache = _pictures(options)
     tokenizer = VQTokenizer.from_pretrained(tokenizer_folder, device=device)
     if model_folder is None:
-        result = evaluate_tokenizer(tokenizer, pictures, _sizes(options.sizes), options, device)
+        result = evaluate_tokenizer(tokenizer, pictures, sizes, options, device)
     else:
         model = TokenModel.from_pretrained(model_folder, device=device)
         drawn = draw_split(model, tokenizer, pictures, cache, options, device)
@@ -103,6 +107,11 @@ def _sizes(text: str) -> list[int]:
     return sizes
 
 
+def _sheet(file: Path, size: int, sizes: list[int]) -> Path:
+    """Return the file of a size: `--sheet` itself, or one beside it where there are several."""
+    return file if len(sizes) == 1 else file.with_stem(f"{file.stem}-{size}")
+
+
 def evaluate_tokenizer(
     tokenizer: VQTokenizer,
     pictures: Sequence[Pictured],
@@ -126,9 +135,8 @@ def evaluate_tokenizer(
 
             rows[-1] |= lpips(a, b, options.lpips, device)
         if options.sheet is not None:
-            file = options.sheet if len(sizes) == 1 else options.sheet.with_stem(f"{options.sheet.stem}-{size}")
             shown = min(SHOWN, max(2, WIDEST // size))
-            pair_sheet(a[:shown], b[:shown], file)
+            pair_sheet(a[:shown], b[:shown], _sheet(options.sheet, size, sizes))
         if options.out is not None:  # what was measured stays when the machine is taken away
             options.out.write_text(_text({"kind": "tokenizer", "rows": rows}, options))
     return {"kind": "tokenizer", "rows": rows}
