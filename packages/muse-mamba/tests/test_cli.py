@@ -103,6 +103,7 @@ def test_mistakes_answer_before_torch_is_imported(tmp_path):
         (["train-tokenizer", "emoji", "--out", "x"], "did you mean emoji-64"),
         (["encode"], "--out is missing"),
         (["study", "--out", "x", "--methods", "concta"], "did you mean concat"),
+        (["study", "--out", "x", "--seeds", "0,-1"], "--seeds: must be at least 0, got 0,-1"),
         (["study", "--out", "x", "--methods", "concat"], "--data: must be a folder written by muse-mamba encode"),
         (["info", "studi"], "did you mean study"),
         (["benchmark", "--lengths", "60"], "--lengths: must be square numbers"),

@@ -16,6 +16,7 @@ from muse_mamba.metrics import code_statistics, flat_share, psnr, ssim
 from muse_mamba.packed import load_packed, pack
 from muse_mamba.recipes import recipe
 from muse_mamba.sources import captions_of, fit_square, in_folder, split_of
+from muse_mamba.study import study_command
 from muse_mamba.text import TextCache, TextEncoder
 from muse_mamba.train import train
 
@@ -233,14 +234,19 @@ def test_run_of_another_method_is_not_resumed(packed, tmp_path):
         train(replace(other, init=str(tmp_path / "run" / "model")), tmp_path / "new")
 
 
-def test_study_trains_judges_and_is_not_repeated(packed, tmp_path, capsys):
-    from muse_mamba.study import study_command
+def test_study_says_why_a_run_was_refused(packed, tmp_path, capsys):
+    options = StudyOptions(out=tmp_path, data=str(packed), methods="concat", seeds="0", recipe="tiny", extra="--nope 3")
+    with pytest.raises(ValueError, match="no finished run"):
+        study_command(options)
+    assert "log.txt): muse-mamba train: unrecognized arguments: --nope 3" in capsys.readouterr().out
 
+
+def test_study_trains_judges_and_is_not_repeated(packed, tmp_path, capsys):
     options = StudyOptions(
         out=tmp_path / "study",
         data=str(packed),
-        methods="concat",
-        seeds="0",
+        methods="concat,concat",  # one run: two would write into one folder
+        seeds="0,0",
         steps=3,
         jobs=1,
         recipe="tiny",

@@ -56,7 +56,8 @@ def _folder_info(name: str, folder: Path) -> dict[str, Any]:
     try:
         kind = json.loads((folder / CONFIG).read_text())["kind"]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"info: {folder / CONFIG} is no configuration: {error}; save the network again") from error
+        remedy = "give a run's model/ folder, or save the network again"
+        raise ValueError(f"info: {folder / CONFIG} is no configuration of a network: {error}; {remedy}") from error
     if kind == VQTokenizer.kind:
         config = TokenizerConfig.from_dict(read_config(folder, VQTokenizer.kind))
         return _tokenizer_info(name, config, TOKENIZER_SIDES["seed"])

@@ -79,10 +79,11 @@ def plan_jobs(options: StudyOptions) -> list[Job]:
         seeds = [int(seed) for seed in options.seeds.split(",")]
     except ValueError as error:
         raise ValueError(f"--seeds: must be whole numbers separated by commas, got {options.seeds}") from error
+    if min(seeds) < 0:
+        raise ValueError(f"--seeds: must be at least 0, got {options.seeds}; change it")
+    pairs = dict.fromkeys((seed, method) for seed in seeds for method in methods)  # two runs of one folder would clash
     assert options.out is not None
-    return [
-        Job(method=method, seed=seed, folder=options.out / f"{method}-{seed}") for seed in seeds for method in methods
-    ]
+    return [Job(method=method, seed=seed, folder=options.out / f"{method}-{seed}") for seed, method in pairs]
 
 
 def check_inputs(options: StudyOptions) -> None:
@@ -126,7 +127,9 @@ def run_jobs(jobs: list[Job], options: StudyOptions) -> None:
                 del running[pid]
                 if process.returncode:
                     failures[job.folder] = failures.get(job.folder, 0) + 1
-                    print(f"{job.method} seed {job.seed} ended with {process.returncode}; see {job.folder}/log.txt")
+                    log = job.folder / "log.txt"
+                    why = "".join(log.read_text(errors="replace").splitlines()[-1:])
+                    print(f"{job.method} seed {job.seed} ended with {process.returncode} ({log}): {why}", flush=True)
                     mistaken = process.returncode == 2
                     if failures[job.folder] < RESUMED_BADLY and options.max_minutes is None and not mistaken:
                         waiting.append(job)
