@@ -110,12 +110,13 @@ def test_own_support_of_the_page_is_that_of_the_file():
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.5])
-def test_other_shares_of_the_card_are_the_committed_files(share):
-    found = json.loads((PACKAGE / f"docs/results/ship-rgb/shares/{share}.json").read_text())["results"]
-    ours, rows = found["rgb"]["mean"], {name: [row["psnr_mean"] for row in found[name]["rows"]] for name in found}
-    said = cells_of("docs/model-card.md")[f"{share:.0%}".replace("%", " %")]
+@pytest.mark.parametrize("weights", ["rgb", "temperature"])
+def test_other_shares_of_the_card_are_the_committed_files(weights, share):
+    found = json.loads((PACKAGE / f"docs/results/ship-{weights}/shares/{share}.json").read_text())["results"]
+    ours, rows = found[weights]["mean"], {name: [row["psnr_mean"] for row in found[name]["rows"]] for name in found}
+    said = cells_of("docs/model-card.md")[f"`{weights}`, {share:.0%}".replace("%", " %")]
     for cell, other in zip(said[1:3], ("rbf", "kriging"), strict=True):
-        gain = [a - b for a, b in zip(rows["rgb"], rows[other], strict=True)]
+        gain = [a - b for a, b in zip(rows[weights], rows[other], strict=True)]
         assert cell.startswith(f"{sum(gain) / len(gain):+.2f} (")
     kept = (ours["psnr_mean"][0], 100 * ours["crps"][0], 100 * found["kriging"]["mean"]["crps"][0])
     assert [said[0], *said[3:5]] == [f"{x:.2f}" for x in kept]
