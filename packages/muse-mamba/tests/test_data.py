@@ -166,6 +166,12 @@ def test_captions_as_vectors_survive_the_cache(byte_encoder, tmp_path):
         TextCache.load(tmp_path / "text.safetensors")
 
 
+def test_more_tokens_than_the_encoder_has_positions():
+    """A caption's room is allocated for every picture of a batch: a million tokens end in a full memory."""
+    with pytest.raises(ValueError, match="text_length must be at most 512, the positions of minilm, got 1000000"):
+        TextEncoder(length=1_000_000)
+
+
 def test_packed_folder_is_lossless(packed, pictures):
     from PIL import Image
 

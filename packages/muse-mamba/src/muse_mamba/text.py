@@ -39,7 +39,7 @@ class TextEncoder:
         device: Where it runs.
 
     Raises:
-        ValueError: There is no such encoder, or a library is missing.
+        ValueError: There is no such encoder, it has fewer positions, or a library is missing.
     """
 
     def __init__(self, name: str = MINILM, *, length: int = 32, device: torch.device | str = "cpu") -> None:
@@ -61,6 +61,9 @@ class TextEncoder:
         except (OSError, ValueError, KeyError) as error:
             detail = " ".join(str(error).split())[:200]
             raise ValueError(f"text encoder: {name} cannot be loaded: {detail}; give minilm or a folder") from error
+        positions = getattr(model.config, "max_position_embeddings", None) or length  # T5 has no such end
+        if length > positions:
+            refuse("text encoder", "text_length", f"at most {positions}, the positions of {name}", length, "take fewer")
         self.model = getattr(model, "text_model", model).to(self.device).eval().requires_grad_(False)
 
     @property
