@@ -71,6 +71,7 @@ class UpscaleOptions(NetworkOptions):
         original: The true high-resolution picture of a single input; prints the gain over bicubic.
         compare: Also write an .html page for a single input: bicubic and the result under a bar that is dragged.
         backend: What runs the network; onnxruntime takes an .onnx file of `hybrid-sr export` as --weights.
+        compile: Run the network through torch.compile, for many pictures: it takes minutes before the first one.
     """
 
     out: Path | None = None
@@ -80,10 +81,13 @@ class UpscaleOptions(NetworkOptions):
     original: Path | None = None
     compare: bool = False
     backend: Literal["torch", "onnxruntime"] = "torch"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what an ONNX file cannot do."""
         super().__post_init__()
+        if self.backend == "onnxruntime" and self.compile:
+            raise ValueError("--compile: must go with --backend torch, got onnxruntime; leave one of them out")
         if self.backend == "onnxruntime" and (self.precision != "fp32" or self.device not in ("auto", "cpu")):
             raise ValueError(
                 f"--backend onnxruntime: runs in fp32 on the CPU, got --precision {self.precision} --device "

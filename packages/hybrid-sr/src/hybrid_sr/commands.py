@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -213,12 +214,18 @@ def _notify(message: str) -> None:
     print(f"hybrid-sr: {message}", file=sys.stderr)
 
 
-def _upscaler(model: HybridSR, options: NetworkOptions) -> Callable[..., NDArray]:
-    from .upscaling import upscale
+def _upscaler(model: HybridSR, options: UpscaleOptions) -> Callable[..., NDArray]:
+    if options.compile:
+        from .compiled import Compiled
+
+        does: Callable[..., NDArray] = Compiled(model)
+    else:
+        from .upscaling import upscale
+
+        does = partial(upscale, model)
 
     def run(image: NDArray, progress: Callable[[int, int], None] | None = None) -> NDArray:
-        return upscale(
-            model,
+        return does(
             image,
             tile=options.tile,
             overlap=options.overlap,
