@@ -77,8 +77,8 @@ def evaluate_command(options: EvaluateOptions) -> int:
         masks = load_masks(options.masks)
         apply_masks(model, masks)
         result["sparsity"] = sparsity_of(masks)
-    side = max(model.config.image)
-    pictures = read_part(options.data, side, "held") or read_part(options.data, side, "train")
+    held = read_part(options.data, max(model.config.image), "held")
+    pictures = held or read_part(options.data, max(model.config.image), "train")
     assert pictures is not None  # "train" is always there
     named(model.config, pictures.classes, pictures.domain)
     network: Callable[[Tensor], Tensor] = model
@@ -93,17 +93,15 @@ def evaluate_command(options: EvaluateOptions) -> int:
         result["merge"] = options.merge
     logits, labels = outputs(network, Held(pictures, model.config), device)
     right = logits.argmax(-1) == labels
-    each = {
-        name: round(100 * right[labels == i].double().mean().item(), 2)
-        for i, name in enumerate(pictures.classes)
-        if (labels == i).any()
-    }
-    result |= {"pictures": len(labels), "top1": accuracy(logits, labels), "top5": accuracy(logits, labels, 5)}
-    result |= {"per_class": each}
+    found = [(name, right[labels == i]) for i, name in enumerate(pictures.classes) if (labels == i).any()]
+    each = {name: round(100 * good.double().mean().item(), 2) for name, good in found}
+    result |= {"pictures": len(labels), "held_out": bool(held)}
+    result |= {"top1": accuracy(logits, labels), "top5": accuracy(logits, labels, 5), "per_class": each}
     if options.json:
         _print_json(result)
         return 0
-    print(f"{result['top1']:.2f} % of {len(labels)} pictures ({result['top5']:.2f} % among the best five)")
+    which = "held-out pictures" if held else "pictures, of which none is held out"
+    print(f"{result['top1']:.2f} % of {len(labels)} {which} ({result['top5']:.2f} % among the best five)")
     for name, value in each.items():
         print(f"  {value:6.2f} %  {name}")
     return 0
@@ -275,13 +273,6 @@ def find_config(network: str) -> ModelConfig:
     return read_config(shipped(network)) if network in shipped_models() else preset(network)
 
 
-def is_ours(network: str) -> bool:
-    """Say whether a name is a preset, a saved folder, or weights that ship."""
-    from .weights import shipped_models
-
-    return network in PRESETS or Path(network).is_dir() or network in shipped_models()
-
-
 def benchmark_command(options: BenchmarkOptions) -> int:
     """Run `vim-compress benchmark`."""
     from .benchmark import compare
@@ -326,6 +317,13 @@ def benchmark_command(options: BenchmarkOptions) -> int:
         memory = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e9:.2f}"
         print(f"{start}{row['ms']:>10.2f}{row['images_per_s']:>11.1f}{memory:>8}")
     return 0
+
+
+def is_ours(network: str) -> bool:
+    """Say whether a name is a preset, a saved folder, or weights that ship."""
+    from .weights import shipped_models
+
+    return network in PRESETS or Path(network).is_dir() or network in shipped_models()
 
 
 def _makers(name: str, options: BenchmarkOptions) -> list[tuple[str, Callable[[], nn.Module]]]:

@@ -77,10 +77,10 @@ def check_data(base: TrainConfig) -> None:
 
         missing, remedy = held_split(base.data) is None, "add shards whose names begin with validation or test"
     else:
-        missing = open_pictures(base.data, max(base.model.image), verbose=False)[1] is None
-        remedy = f"put some into {base.data}/val/CLASS"
+        missing = not open_pictures(base.data, max(base.model.image), verbose=False)[1]
+        remedy = "put some into its folder val/CLASS"
     if missing:
-        raise ValueError(f"study: data must hold pictures out to score on, got {base.data}; {remedy}")
+        raise ValueError(f"study: data must have held-out pictures to score on, got none in {base.data}; {remedy}")
 
 
 def make_pictures(folder: Path, settings: dict[str, Any], seeds: set[int]) -> None:
