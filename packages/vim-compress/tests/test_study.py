@@ -270,7 +270,7 @@ def test_row_that_fails_is_tried_step_by_step_and_stops_what_waits_for_it(tmp_pa
 def test_study_without_held_out_pictures_is_refused_before_it_trains(data, capsys, tmp_path):
     assert main(["study", "--out", str(tmp_path / "s"), "--data", str(data / "train"), "--recipe", "tiny"]) == 2
     assert "put some into" in capsys.readouterr().err
-    assert not (tmp_path / "s" / "logs").exists()
+    assert not (tmp_path / "s").exists()  # a mistake leaves nothing behind
 
 
 @pytest.mark.slow

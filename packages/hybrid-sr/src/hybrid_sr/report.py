@@ -77,7 +77,7 @@ def make_report(run: Path, options: ReportOptions) -> tuple[str, list[dict[str, 
 
     for name in ("config.json", "metrics.jsonl", "model/config.json"):
         if not (run / name).is_file():
-            raise ValueError(f"report: {run} is no training run; looked for config.json, metrics.jsonl and model/")
+            raise ValueError(f"run: {run} is no training run; looked for config.json, metrics.jsonl and model/")
     config = json.loads((run / "config.json").read_text())
     rows = read_rows(run / "metrics.jsonl")
     scale = config["model"]["scale"]

@@ -35,12 +35,12 @@ def write_report(folder: Path, out: Path) -> None:
     of_study = (folder / "study.json").is_file()
     if not of_study and not ((folder / "metrics.jsonl").is_file() and (folder / "model" / "config.json").is_file()):
         raise ValueError(
-            f"report: {folder} is no run or study; looked for study.json, or metrics.jsonl and model/config.json"
+            f"run: {folder} is no run or study; looked for study.json, or metrics.jsonl and model/config.json"
         )
     try:
         body = study_body(json.loads((folder / "study.json").read_text())) if of_study else run_body(folder)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"report: {folder} is not as vim-compress wrote it: {error!r}; run it again") from error
+        raise ValueError(f"run: {folder} is not as vim-compress wrote it: {error!r}; run it again") from error
     title = f"vim-compress: {html.escape(folder.resolve().name)}"
     page = f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title><style>{STYLE}</style>"
     half = out.with_name(out.name + ".tmp")

@@ -59,11 +59,11 @@ def run_study(
     """
     chosen = [find_job(name) for name in names] if names else jobs()
     chosen = with_needs(chosen)
-    keep_settings(folder, settings)
     waiting = [(job, seed) for seed in seeds for job in chosen]
     waiting = [(job, seed) for job, seed in waiting if not row_file(folder, job.name, seed).is_file()]
     if waiting:
         check_data(base_config(settings, seeds[0]))
+    keep_settings(folder, settings)
     make_pictures(folder, settings, {seed for _, seed in waiting})
     failed = run_rows(folder, waiting, parallel, minutes)
     shutil.rmtree(folder / PICTURES, ignore_errors=True)
