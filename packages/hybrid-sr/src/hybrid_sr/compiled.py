@@ -10,6 +10,7 @@ from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
 from .model import HybridSR
+from .tiling import OVERLAP
 from .upscaling import Precision, Tile, network_runner, overlap_for, tile_for, upscale
 
 
@@ -24,7 +25,13 @@ class Compiled:
         self.model, self.network = model, cast("nn.Module", torch.compile(model))
 
     def __call__(
-        self, image: NDArray, *, tile: Tile = "auto", overlap: int = 32, precision: Precision = "fp32", **others: Any
+        self,
+        image: NDArray,
+        *,
+        tile: Tile = "auto",
+        overlap: int = OVERLAP,
+        precision: Precision = "fp32",
+        **others: Any,
     ) -> NDArray:
         """Upscale a picture; the arguments are those of `upscale`.
 

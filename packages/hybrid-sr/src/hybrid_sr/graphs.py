@@ -5,10 +5,6 @@ Small networks are bound by the host, which starts thousands of kernels a step; 
 
 from __future__ import annotations
 
-import sys
-from contextlib import suppress
-from dataclasses import replace
-
 import torch
 
 from .model import HybridSR
@@ -25,15 +21,6 @@ def check_device(device: torch.device) -> None:
     """
     if device.type != "cuda":
         raise ValueError(f"train: --graph must have a CUDA GPU, got {device.type}; leave it out here")
-
-
-def suggest(cfg: TrainConfig, device: torch.device) -> None:
-    """Say on stderr that the run's steps could be recorded, if it is on a GPU and nothing in it forbids that."""
-    if device.type != "cuda" or cfg.graph:
-        return
-    with suppress(ValueError):  # a run that cannot be recorded
-        replace(cfg, graph=True)
-        print("train: --graph records the steps, which makes small networks 2 to 6 times as fast", file=sys.stderr)
 
 
 def record(network: HybridSR, cfg: TrainConfig, device: torch.device) -> None:

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from .checkpoint import Progress, check_folder, check_space, open_folder, resume
 from .data import Source, open_source
 from .exchange import Exchange
-from .graphs import check_device, record, suggest
+from .graphs import check_device, record
 from .guard import FiniteGuard
 from .model import HybridSR
 from .photos import Pair
@@ -84,7 +84,6 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
     if main:
         check_space(out, sum(p.numel() for p in plain.parameters()), cfg.keep)
         open_folder(cfg, out)
-        suggest(cfg, accelerator.device)
     if cfg.compile:
         plain.compile()
     optimizer = torch.optim.AdamW(

@@ -7,9 +7,6 @@ stay where they are. How many sensors, queries and anchors there are is part of 
 
 from __future__ import annotations
 
-import sys
-from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -19,7 +16,6 @@ from .exchange import Exchange
 
 if TYPE_CHECKING:
     from .data import Batch
-    from .recipes import TrainConfig
     from .run import Run
 
 EAGER_STEPS = 3  # before the first recording: moments and buffers come into being
@@ -42,15 +38,6 @@ def check_device(device: torch.device) -> None:
     """
     if device.type != "cuda":
         raise ValueError(f"train: --graph must have a CUDA GPU, got {device.type}; leave it out here")
-
-
-def suggest(cfg: TrainConfig, device: torch.device) -> None:
-    """Say on stderr that the run's steps could be recorded, if it is on a GPU and nothing in it forbids that."""
-    if device.type != "cuda" or cfg.graph:
-        return
-    with suppress(ValueError):  # a run that cannot be recorded
-        replace(cfg, graph=True)
-        print("train: --graph records the steps, which makes small networks 2 to 6 times as fast", file=sys.stderr)
 
 
 class RecordedStep:

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from .checkpoint import Progress, check_folder, check_space, open_folder, resume
 from .data import Source, open_source
 from .fieldset import Part
-from .graphs import check_device, suggest
+from .graphs import check_device
 from .guard import FiniteGuard
 from .model import SparseField
 from .recipes import TrainConfig
@@ -94,7 +94,6 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
     if main:
         check_space(out, sum(p.numel() for p in plain.parameters()), cfg.keep)
         open_folder(cfg, out)
-        suggest(cfg, accelerator.device)
     if cfg.compile:
         plain.compile()
     optimizer = torch.optim.AdamW(

@@ -8,9 +8,6 @@ tensors that stay where they are. What a loss draws on the device itself is draw
 from __future__ import annotations
 
 import math
-import sys
-from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,7 +19,6 @@ from .loss import token_loss
 
 if TYPE_CHECKING:
     from .data import Batch
-    from .recipes import TrainConfig
     from .run import Run
 
 EAGER_STEPS = 3  # before the recording: kernels are compiled, moments and buffers come into being
@@ -36,15 +32,6 @@ def check_device(device: torch.device) -> None:
     """
     if device.type != "cuda":
         raise ValueError(f"train: --graph must have a CUDA GPU, got {device.type}; leave it out here")
-
-
-def suggest(cfg: TrainConfig, device: torch.device) -> None:
-    """Say on stderr that the run's steps could be recorded, if it is on a GPU and nothing in it forbids that."""
-    if device.type != "cuda" or cfg.graph:
-        return
-    with suppress(ValueError):  # a run that cannot be recorded
-        replace(cfg, graph=True)
-        print("train: --graph records the steps, which makes small networks 2 to 6 times as fast", file=sys.stderr)
 
 
 class RecordedStep:

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from .checkpoint import Progress, check_folder, check_space, open_folder, resume
 from .data import Collection, check_source, is_streamed, open_collection
-from .graphs import check_device, suggest
+from .graphs import check_device
 from .guard import FiniteGuard
 from .model import TokenModel
 from .recipes import TrainConfig
@@ -100,7 +100,6 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
     if main:
         check_space(out, sum(p.numel() for p in plain.parameters()), cfg.keep)
         open_folder(cfg, out)
-        suggest(cfg, device)
     if cfg.compile:
         plain.compile()
     optimizer = adamw(plain, cfg)

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from .checkpoint import Progress, check_folder, check_space, latest, open_folder, resume
 from .config import ModelConfig
 from .data import Source, open_source
-from .graphs import check_device, suggest
+from .graphs import check_device
 from .guard import FiniteGuard
 from .models import Network, make_network
 from .pruner import Pruner
@@ -93,7 +93,6 @@ def prepare(cfg: TrainConfig, out: Path, *, resume_run: bool) -> Run:
     if main:
         check_space(out, sum(p.numel() for p in plain.parameters()), cfg.keep)
         open_folder(cfg, out)
-        suggest(cfg, accelerator.device)
     if cfg.compile:
         plain.compile()
     optimizer = make_optimizer(cfg, plain)
