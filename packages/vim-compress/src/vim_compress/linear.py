@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 import torch
-from ssm_kernels import depthwise_conv1d, ssd
+from ssm_kernels import depthwise_conv1d, ssd, ssd_bidirectional
 from ssm_kernels.nn import S4, S4D, S5
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -77,18 +77,17 @@ class Mamba2Scan(nn.Module):
         """
         u = x.unflatten(-1, (self.heads, -1))
         gate = None if z is None else z.unflatten(-1, (self.heads, -1))
-        y = self._direction(u, x, gate, "", step_scale)
+        ahead = self._direction(u, x, "", step_scale)
         if self.bidirectional:
-            y = y + self._direction(u, x, gate, "_b", step_scale)
-        return y.flatten(2)
+            back = self._direction(u, x, "_b", step_scale)
+            return ssd_bidirectional(*ahead, *back, z=gate, average=True).flatten(2)
+        u, dt, A, B, C, D, bias = ahead
+        return ssd(u, dt, A, B, C, D, z=gate, dt_bias=bias, dt_softplus=True).flatten(2)
 
-    def _direction(self, u: Tensor, x: Tensor, gate: Tensor | None, suffix: str, scale: float) -> Tensor:
+    def _direction(self, u: Tensor, x: Tensor, suffix: str, scale: float) -> tuple[Tensor, ...]:
         B, C, dt = self.get_submodule(f"proj{suffix}")(x).split([self.states, self.states, self.heads], -1)
         A, D, bias = (wide(self.get_parameter(f"{name}{suffix}")) for name in ("A_log", "D", "dt_bias"))
-        if self.bidirectional:  # the average of both: half of B and D is half of the output, without a pass over it
-            B, D = 0.5 * B, 0.5 * D
-        A, B, C = -scale * A.exp(), B.unsqueeze(2), C.unsqueeze(2)
-        return ssd(u, dt, A, B, C, D, z=gate, dt_bias=bias, dt_softplus=True, reverse=suffix == "_b")
+        return u, dt, -scale * A.exp(), B.unsqueeze(2), C.unsqueeze(2), D, bias
 
 
 class LinearMixer(nn.Module):

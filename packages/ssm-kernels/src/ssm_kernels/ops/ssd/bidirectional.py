@@ -5,7 +5,6 @@ Letters: B batch, L length, H heads, P head dim, N state, G groups of heads that
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import check_device, check_shape
@@ -71,7 +70,7 @@ def ssd_bidirectional(
     Raises:
         ValueError: A shape, a dtype, a device, `chunk` or `impl` is wrong. The message names the argument.
 
-    Cost: two `ssd` and a pass over their sum. Each direction's result is rounded to x.dtype.
+    Cost: two `ssd`, each with the gate inside, and their sum. Each direction's result is rounded to x.dtype.
     Source: Dao and Gu 2024, arXiv:2405.21060; both ends as in Zhu et al. 2024, arXiv:2401.09417, algorithm 1.
     """
     check_impl(_OP, impl, x)
@@ -81,11 +80,17 @@ def ssd_bidirectional(
     check_ssd(_OP, x_b, dt_b, A_b, B_b, C_b, D_b, dt_bias_b, suffix="_b")
     check_gate(_OP, z, x)
     check_chunk(_OP, chunk)
-    ahead = ssd(x, dt, A, B, C, D, dt_bias=dt_bias, dt_softplus=dt_softplus, chunk=chunk, impl=impl)
+    if average:  # half of B and of D is half of the result, without a pass over it
+        B, B_b = 0.5 * B, 0.5 * B_b
+        D, D_b = None if D is None else 0.5 * D, None if D_b is None else 0.5 * D_b
+    ahead = ssd(x, dt, A, B, C, D, z=z, dt_bias=dt_bias, dt_softplus=dt_softplus, chunk=chunk, impl=impl)
     back = ssd(
-        x_b, dt_b, A_b, B_b, C_b, D_b, dt_bias=dt_bias_b, dt_softplus=dt_softplus, reverse=True, chunk=chunk, impl=impl
+        *(x_b, dt_b, A_b, B_b, C_b, D_b),
+        z=z,
+        dt_bias=dt_bias_b,
+        dt_softplus=dt_softplus,
+        reverse=True,
+        chunk=chunk,
+        impl=impl,
     )
-    y = ahead + back.to(x.dtype)
-    if average:
-        y = 0.5 * y
-    return y if z is None else y * F.silu(z).to(x.dtype)
+    return ahead + back.to(x.dtype)
